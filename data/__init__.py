@@ -1,0 +1,1 @@
+"""Bytes to Examples. Knows no model and no process group."""

@@ -1,0 +1,1 @@
+"""One modality a file: probing sizes and decoding with limits."""

@@ -1,0 +1,75 @@
+"""Which document is whose: the Relation of one batch, as flat arrays of size Q and N (never Q x N).
+
+Documents are ordered query by query: the positives of query 0, its negatives, the positives of query 1, ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from .types import Example
+
+
+def id_pair(identity: str) -> tuple[int, int]:
+    """Two signed 64-bit integers from an id (the 128-bit BLAKE2b digest of the string)."""
+    from hashlib import blake2b
+
+    raw = blake2b(identity.encode(), digest_size=16).digest()
+    return int.from_bytes(raw[:8], "little", signed=True), int.from_bytes(raw[8:], "little", signed=True)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """All tensors int64 on one device unless said. Q queries, N documents, K known ids in all."""
+
+    query_id: Tensor  # (Q, 2)
+    query_label: Tensor  # (Q, 2) id_pair of the label; (0, 0) where there is none
+    query_source: Tensor  # (Q,) index of the source
+    owner: Tensor  # (N,) the query that this document was drawn for
+    positive: Tensor  # (N,) bool
+    rank: Tensor  # (N,) k-th positive or k-th negative of its owner
+    doc_id: Tensor  # (N, 2)
+    known_id: Tensor  # (K, 2) ids of right answers, drawn or not
+    known_query: Tensor  # (K,) whose, ascending
+    score: Tensor  # (N,) float32: the "label" score, NaN where there is none
+
+    def to(self, device: torch.device | str) -> Relation:
+        return Relation(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    @staticmethod
+    def of(examples: Sequence[Example], sources: Sequence[str]) -> Relation:
+        """The Relation of examples whose positives and negatives are those drawn for this batch."""
+        index = {name: i for i, name in enumerate(sources)}
+        docs = [
+            (q, kind, k, item, e.scores.get("label", ()), k + (0 if kind else len(e.positives)))
+            for q, e in enumerate(examples)
+            for kind, items in ((True, e.positives), (False, e.negatives))
+            for k, item in enumerate(items)
+        ]
+        known = [
+            (q, i) for q, e in enumerate(examples) for i in dict.fromkeys([*(p.id for p in e.positives), *e.known])
+        ]
+
+        def ids(strings: list[str]) -> Tensor:
+            return torch.tensor([id_pair(s) for s in strings], dtype=torch.int64).reshape(-1, 2)
+
+        def longs(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64)
+
+        labels = [id_pair(e.label) if e.label else (0, 0) for e in examples]
+        return Relation(
+            query_id=ids([e.query.id for e in examples]),
+            query_label=torch.tensor(labels, dtype=torch.int64).reshape(-1, 2),
+            query_source=longs([index[e.source] for e in examples]),
+            owner=longs([d[0] for d in docs]),
+            positive=torch.tensor([d[1] for d in docs], dtype=torch.bool),
+            rank=longs([d[2] for d in docs]),
+            doc_id=ids([d[3].id for d in docs]),
+            known_id=ids([i for _, i in known]),
+            known_query=longs([q for q, _ in known]),
+            score=torch.tensor([d[4][d[5]] if d[5] < len(d[4]) else float("nan") for d in docs], dtype=torch.float32),
+        )

@@ -1,0 +1,1 @@
+"""A small synthetic world with exact answers: the embedded default."""

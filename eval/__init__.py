@@ -1,0 +1,1 @@
+"""Embedder to Report."""

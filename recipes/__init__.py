@@ -1,0 +1,1 @@
+"""Complete runs that users copy; nothing imports them."""

@@ -1,0 +1,1 @@
+"""One objective a file; the protocols live in types.py beside them."""

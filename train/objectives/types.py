@@ -1,0 +1,47 @@
+"""The three kinds of objective. A loss is a sum over rows and a count, so that means are global and exact.
+
+All are frozen values: what is learned (the scale) lives in the Embedder, what changes over time hangs on the Clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ...data.relation import Relation
+from ...data.types import Clock
+
+
+@dataclass(frozen=True)
+class SumCount:
+    sum: Tensor  # ()
+    count: int
+
+
+@runtime_checkable
+class Contrastive(Protocol):
+    """query (Q, D), docs (N, D), both L2-normalised float32 (or float64); scale (1,): logits are scale * cosine.
+
+    Differentiable in query, docs and scale. Rows of the Relation are the rows of query and docs.
+    """
+
+    def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount: ...
+
+
+@runtime_checkable
+class Pairwise(Protocol):
+    """similarity (B,) cosines and score (B,) graded labels, the same on every rank -> the loss, ()."""
+
+    def pairwise(self, similarity: Tensor, score: Tensor, clock: Clock) -> Tensor: ...
+
+
+@runtime_checkable
+class Local(Protocol):
+    """logits (m, V) at the labelled positions and labels (m,): local to a row, inside the engine's forward."""
+
+    def local(self, logits: Tensor, labels: Tensor) -> SumCount: ...
+
+
+Objective = Contrastive | Pairwise | Local
