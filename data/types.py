@@ -158,7 +158,8 @@ class Prompted:
     instruction: str = ""
     shots: tuple[tuple[Item, Item], ...] = ()
     answer: str = ""
-    key: str = ""  # for errors
+    key: str = ""  # of its Example, for errors
+    group: int = 0  # index of its source in the stage
 
 
 @dataclass(frozen=True)

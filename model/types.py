@@ -36,6 +36,8 @@ class Inputs:
     labels: Tensor  # (T,) int64: label of the NEXT token as predicted at this position, -100 where there is none
     media: Mapping[str, Tensor] = field(default_factory=dict)  # "image_patches" uint8 (n, d), "image_grid" (m, 3), ...
     keys: tuple[str, ...] = ()  # of the segments, for errors
+    groups: tuple[int, ...] = ()  # of the segments: Prompted.group, so that each source's answers meet their own objective
+    failed: tuple[int, ...] = ()  # segments that could not be decoded and stand in as grey (on_error="skip")
     dummies: int = 0  # trailing segments whose vectors are dropped
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Inputs:
@@ -81,10 +83,14 @@ class Encoded:
 class Format(Protocol):
     """The host half of a backbone. Plain data and a tokenizer: pickled to workers."""
 
-    def count(self, prompts: Sequence[Prompted], limits: Limits) -> list[Cost]: ...
+    def count(self, prompts: Sequence[Prompted], limits: Sequence[Limits]) -> list[Cost]: ...
 
-    def collate(self, prompts: Sequence[Prompted], limits: Limits, dummies: Sequence[str] = ()) -> Inputs:
-        """One packed row. Decodes media. A token count that differs from `count` raises, naming the key."""
+    def collate(
+        self, prompts: Sequence[Prompted], limits: Sequence[Limits], dummies: Sequence[str] = (), skip: bool = False
+    ) -> Inputs:
+        """One packed row, segments in the order given. Decodes media; raises DataError naming the key, or with `skip`
+        puts a grey medium of the planned size in its place and lists the segment in `failed`. Each name in `dummies`
+        ("image", "video") appends the smallest segment with such a medium."""
         ...
 
 
