@@ -1,0 +1,148 @@
+"""Pictures and clips -> uint8 patches, in the layout and order of the Qwen-VL processors before they normalise.
+
+A patch is a row (3 channels, `temporal` frames, patch, patch) flattened; rows run over windows of merge x merge patches
+(those become one token), windows left to right and top to bottom, then over time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...data.parts import image as images
+from ...data.parts import video as videos
+from ...data.types import DataError, Image, Video
+
+MAX_ASPECT = 200  # beyond it the families' processors refuse a picture
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """patch: side of a patch, pixels; merge: patches that one token's side covers; temporal: frames in a patch."""
+
+    patch: int
+    merge: int
+    temporal: int
+
+    @property
+    def factor(self) -> int:
+        """Sides of a resized picture are multiples of this."""
+        return self.patch * self.merge
+
+
+def fit(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The (height, width) to resize a picture to: multiples of `factor`, area within the limits, aspect nearly kept.
+
+    Equal to the processors' own rule. Raises DataError where the sides differ by more than 200 times.
+    """
+    _check_aspect(width, height)
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    if rows * columns > max_pixels:
+        shrink = math.sqrt((height * width) / max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+def of_image(image: Image, height: int, width: int, geometry: Geometry, draft: bool, where: str) -> Tensor:
+    """Patches (n, 3 * temporal * patch * patch) uint8 of one picture resized to height x width; its frame is repeated.
+
+    `draft` decodes a JPEG at the smallest DCT scale that is still at least height x width: for training only.
+    """
+    pixels = images.resize(images.decode(image, where, (height, width) if draft else None), height, width)
+    return _patchify(pixels[None].expand(geometry.temporal, -1, -1, -1), geometry)
+
+
+def of_video(video: Video, indices: Sequence[int], height: int, width: int, geometry: Geometry, where: str) -> Tensor:
+    """Patches (n, 3 * temporal * patch * patch) uint8 of the chosen frames resized to height x width.
+
+    The last frame is repeated until their number is a multiple of `temporal`.
+    """
+    short = -len(indices) % geometry.temporal
+    frames = images.resize(videos.decode(video, indices, where), height, width)
+    if short:
+        frames = torch.cat([frames, frames[-1:].expand(short, -1, -1, -1)])
+    return _patchify(frames, geometry)
+
+
+def fit_qwen2_video(
+    frames: int,
+    width: int,
+    height: int,
+    factor: int,
+    min_pixels: int,
+    max_pixels: int,
+    temporal: int = 2,
+    max_tokens: int = 0,
+) -> tuple[int, int]:
+    """(height, width) of a clip's frames by Qwen2-VL's and Qwen2.5-VL's rule: the limits are of one frame.
+
+    With `max_tokens`, a frame has at most its even share of 90% of so many tokens (the processors' cap_pixels_per_frame).
+    """
+    if max_tokens:
+        share = int(max_tokens * factor * factor * 0.9) * temporal // frames
+        max_pixels = max(min(max_pixels, share), int(min_pixels * 1.05))
+    return fit(width, height, factor, min_pixels, max_pixels)
+
+
+def fit_qwen3_video(
+    frames: int,
+    width: int,
+    height: int,
+    factor: int,
+    min_pixels: int,
+    max_pixels: int,
+    temporal: int = 2,
+    max_tokens: int = 0,
+) -> tuple[int, int]:
+    """(height, width) of a clip's frames by Qwen3-VL's rule: the limits are of all frames together.
+
+    With `max_tokens`, a frame has at most so many tokens, or its share of max_pixels (the processor's cap_pixels_per_frame).
+    """
+    frames = max(frames, temporal)  # a single frame is repeated up to there
+    if max_tokens:
+        share = max(min(max_tokens * factor * factor, max_pixels // frames), int(min_pixels * 1.05))
+        max_pixels = share * frames
+    if height < factor or width < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    _check_aspect(width, height)
+    rows, columns = round(height / factor) * factor, round(width / factor) * factor
+    volume = round(frames / temporal) * temporal * rows * columns
+    if volume > max_pixels:
+        shrink = math.sqrt((frames * height * width) / max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif volume < min_pixels:
+        grow = math.sqrt(min_pixels / (frames * height * width))
+        rows, columns = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
+    return rows, columns
+
+
+def _patchify(frames: Tensor, geometry: Geometry) -> Tensor:
+    """(F, 3, H, W), F a multiple of temporal -> (n, 3 * temporal * patch * patch)."""
+    patch, merge, temporal = geometry.patch, geometry.merge, geometry.temporal
+    count, channels, height, width = frames.shape
+    rows, columns = height // geometry.factor, width // geometry.factor
+    split = (
+        frames.unflatten(3, (columns, merge, patch))
+        .unflatten(2, (rows, merge, patch))
+        .unflatten(0, (count // temporal, temporal))
+    )
+    # (t, temporal, channel, row, merge, patch, column, merge, patch) -> (t, row, column, merge, merge, channel, temporal, patch, patch)
+    return split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, channels * temporal * patch * patch)
+
+
+def _check_aspect(width: int, height: int) -> None:
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(
+            f"a picture of {width}x{height} pixels is longer than {MAX_ASPECT} times its other side: crop it"
+        )
