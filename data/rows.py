@@ -1,0 +1,238 @@
+"""Rows <-> Examples: the JSON of one sample, which names its media, and the Example that it stands for.
+
+docs/shards.md has every field. An unknown field is an error: a misspelt one would be lost in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .types import Audio, DataError, Event, Events, Example, Image, Item, Part, Text, Video
+
+MEDIA: dict[str, type] = {"image": Image, "video": Video, "audio": Audio}
+FIELDS = ("task", "source", "instruction", "target_instruction", "query", "positives", "negatives", "known", "label")
+FIELDS += ("answer", "scores")
+
+Find = Callable[[str, str], Part]  # (kind, name of the member) -> the medium
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """One media member of a sample: `KEY.name`, holding `data`."""
+
+    name: str
+    part: Image | Video | Audio
+    data: bytes
+
+
+def kind_of(part: Part) -> str:
+    """ "image", "video" or "audio"; "" for a part that is no medium."""
+    return next((kind for kind, of in MEDIA.items() if isinstance(part, of)), "")
+
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "jpg"),
+    (b"\x89PNG", "png"),
+    (b"GIF8", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\0", "tif"),
+    (b"MM\0*", "tif"),
+    (b"\x1aE\xdf\xa3", "mkv"),
+    (b"fLaC", "flac"),
+    (b"OggS", "ogg"),
+    (b"ID3", "mp3"),
+    (b"\xff\xfb", "mp3"),
+)
+
+
+def extension(data: bytes, kind: str) -> str:
+    """The file ending that the first bytes speak of; the kind's own word where they are unknown. Readers go by bytes."""
+    if data[:4] == b"RIFF":
+        return {b"WEBP": "webp", b"WAVE": "wav", b"AVI ": "avi"}.get(data[8:12], kind)
+    if data[4:8] == b"ftyp":
+        return "avif" if data[8:12] in (b"avif", b"avis") else "m4a" if kind == "audio" else "mp4"
+    return next((ending for magic, ending in _MAGIC if data.startswith(magic)), kind)
+
+
+def check(example: Example, where: str) -> None:
+    """Raises DataError for an Example that no objective and no evaluation could use."""
+    if not example.task or not example.source:
+        raise DataError(f"{where}: task {example.task!r} and source {example.source!r} must both be given")
+    if not example.positives:
+        raise DataError(f"{where}: no positive; every sample needs one right answer (sts: the other text of the pair)")
+    for side, items in (("query", (example.query,)), ("positive", example.positives), ("negative", example.negatives)):
+        if any(not item.parts for item in items):
+            raise DataError(f"{where}: a {side} without parts; give it a text or a medium")
+    expected = len(example.positives) + len(example.negatives)
+    for name, scores in example.scores.items():
+        if len(scores) != expected:
+            raise DataError(
+                f"{where}: {len(scores)} scores {name!r}, expected {expected}: one per positive, then one per negative"
+            )
+        if not all(math.isfinite(s) for s in scores):
+            raise DataError(
+                f"{where}: scores {name!r} hold NaN or infinity; leave the name out where a score is unknown"
+            )
+
+
+def to_row(example: Example, where: str = "") -> tuple[bytes, list[Medium]]:
+    """The JSON bytes (sorted keys, empty fields left out) and the media members, each distinct medium once."""
+    check(example, where or f"key {example.key}")
+    media: dict[tuple[str, bytes], Medium] = {}
+
+    def part_row(part: Part, name: str) -> dict[str, object]:
+        match part:
+            case Text(text):
+                return {"text": text}
+            case Events(events, source):
+                rows = [{"action": e.action, "text": e.text, "time": e.time} for e in events]
+                return {"events": rows, **({"source": source} if source else {})}
+            case Image() | Video() | Audio():
+                kind, data = kind_of(part), part.blob.read()
+                medium = media.setdefault((kind, data), Medium(f"{name}.{extension(data, kind)}", part, data))
+                return {kind: medium.name}
+
+    def item_row(item: Item, name: str) -> dict[str, object]:
+        return {"id": item.id, "parts": [part_row(p, f"{name}.{i}") for i, p in enumerate(item.parts)]}
+
+    row = {
+        "task": example.task,
+        "source": example.source,
+        "instruction": example.instruction,
+        "target_instruction": example.target_instruction,
+        "query": item_row(example.query, "query"),
+        "positives": [item_row(item, f"positive.{i}") for i, item in enumerate(example.positives)],
+        "negatives": [item_row(item, f"negative.{i}") for i, item in enumerate(example.negatives)],
+        "known": list(example.known),
+        "label": example.label,
+        "answer": example.answer,
+        "scores": {name: list(scores) for name, scores in example.scores.items()},
+    }
+    kept = {field: value for field, value in row.items() if value}
+    raw = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return raw.encode("utf-8"), list(media.values())
+
+
+def parse(raw: bytes, where: str) -> dict[str, Any]:
+    """The row as a dict whose field names are known. Raises DataError for anything but one JSON object of them."""
+    try:
+        row = json.loads(raw)
+    except ValueError as error:  # UnicodeDecodeError is one too
+        raise DataError(f"{where}: the row is not JSON ({error}); pack it anew") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: the row is a {type(row).__name__}, expected an object with {', '.join(FIELDS)}")
+    if not row.keys() <= set(FIELDS):
+        unknown = ", ".join(sorted(repr(f) for f in row.keys() - set(FIELDS)))
+        raise DataError(f"{where}: unknown field {unknown}; a row has {', '.join(FIELDS)}")
+    return row
+
+
+def names(row: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Name -> kind of every medium that the row speaks of, in order."""
+    found: dict[str, str] = {}
+
+    def find(kind: str, name: str) -> Part:
+        if found.setdefault(name, kind) != kind:
+            raise DataError(
+                f"{where}: medium {name!r} is named as {found[name]} and as {kind}; give each its own member"
+            )
+        return Text(name)
+
+    for item in (row.get("query"), *_list(row, "positives", where), *_list(row, "negatives", where)):
+        _item(item, find, where)
+    return found
+
+
+def to_example(row: Mapping[str, Any], find: Find, key: str, where: str, source: str = "") -> Example:
+    """The Example of a parsed row. `find` gives each medium; `source`, where given, takes the place of the row's own."""
+    scores = row.get("scores", {})
+    if not isinstance(scores, dict):
+        raise DataError(f"{where}: scores must be an object of lists, got {scores!r}")
+    example = Example(
+        key=key,
+        source=source or _text(row, "source", where),
+        task=_text(row, "task", where),
+        query=_item(row.get("query"), find, where),
+        positives=tuple(_item(item, find, where) for item in _list(row, "positives", where)),
+        negatives=tuple(_item(item, find, where) for item in _list(row, "negatives", where)),
+        known=tuple(_strings(row, "known", where)),
+        label=_text(row, "label", where),
+        instruction=_text(row, "instruction", where),
+        target_instruction=_text(row, "target_instruction", where),
+        answer=_text(row, "answer", where),
+        scores={name: _floats(name, values, where) for name, values in scores.items()},
+    )
+    check(example, where)
+    return example
+
+
+def _item(row: object, find: Find, where: str) -> Item:
+    if not isinstance(row, dict) or not isinstance(row.get("parts"), list):
+        raise DataError(f'{where}: an item must be {{"id": …, "parts": […]}}, got {_short(row)}')
+    if not row.keys() <= {"id", "parts"}:
+        raise DataError(
+            f"{where}: unknown field in an item: {_short(sorted(row.keys() - {'id', 'parts'}))}; it has id, parts"
+        )
+    return Item(tuple(_part(part, find, where) for part in row["parts"]), _text(row, "id", where))
+
+
+def _part(row: object, find: Find, where: str) -> Part:
+    match row:
+        case {"text": str(text), **rest} if not rest:
+            return Text(text)
+        case {"image": str(name), **rest} if not rest:
+            return find("image", name)
+        case {"video": str(name), **rest} if not rest:
+            return find("video", name)
+        case {"audio": str(name), **rest} if not rest:
+            return find("audio", name)
+        case {"events": list(events), **rest} if rest.keys() <= {"source"}:
+            return Events(tuple(_event(e, where) for e in events), _text(rest, "source", where))
+    raise DataError(
+        f"{where}: a part is one of text, image, video, audio (a string) or events (a list), got {_short(row)}"
+    )
+
+
+def _event(row: object, where: str) -> Event:
+    match row:
+        case {"action": str(action), "text": str(text), **rest} if rest.keys() <= {"time"}:
+            time = rest.get("time", 0.0)
+            if isinstance(time, int | float):
+                return Event(action, text, float(time))
+    raise DataError(f'{where}: an event is {{"action": …, "text": …, "time": seconds}}, got {_short(row)}')
+
+
+def _text(row: Mapping[str, Any], field: str, where: str) -> str:
+    value = row.get(field, "")
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {field} must be a string, got {_short(value)}")
+    return value
+
+
+def _list(row: Mapping[str, Any], field: str, where: str) -> list[Any]:
+    value = row.get(field, [])
+    if not isinstance(value, list):
+        raise DataError(f"{where}: {field} must be a list, got {_short(value)}")
+    return value
+
+
+def _strings(row: Mapping[str, Any], field: str, where: str) -> list[str]:
+    value = _list(row, field, where)
+    if not all(isinstance(v, str) for v in value):
+        raise DataError(f"{where}: {field} must be a list of strings, got {_short(value)}")
+    return value
+
+
+def _floats(name: str, values: object, where: str) -> tuple[float, ...]:
+    if not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+        raise DataError(f"{where}: scores {name!r} must be a list of numbers, got {_short(values)}")
+    return tuple(float(v) for v in values)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
