@@ -1,0 +1,238 @@
+"""Rows -> the chunks of each step, planned before they are decoded: the only data loader.
+
+Two rounds a step: workers read its rows and count their tokens (no medium is opened), then one packed chunk at a time
+is decoded and collated, never more than `prefetch` ahead. Any step, and any chunk of it, can be had again by a seek.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from .chunks import Chunk, plan
+from .crew import Crew, Inline, Later, Pool
+from .mix import Feed
+from .order import Address, Order
+from .relation import Relation
+from .types import Cost, DataError, Limits, Rows
+from .work import Bad, Collated, Format, Measured, Work
+
+log = logging.getLogger(__name__)
+_PIECE = 64  # rows that one worker reads and counts at a time
+T = TypeVar("T", bound=Collated)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Rows left out because they could not be read or decoded: how often, by source, and the keys of all."""
+
+    sources: Mapping[str, int] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step before anything is decoded. Entries are the Q queries, then the N documents in the Relation's order."""
+
+    step: int
+    addresses: tuple[Address, ...]  # (Q,)
+    keys: tuple[str, ...]  # (Q,)
+    relation: Relation
+    costs: tuple[Cost, ...]  # (Q + N,)
+    chunks: tuple[Chunk, ...]
+    groups: tuple[int, ...]  # (Q + N,) index of the entry's source
+    slots: tuple[tuple[int, int], ...]  # (Q + N,) (its query, 0 for that query itself or k for its k-th document)
+    bad: tuple[Bad, ...] = ()  # rows left out
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """(Q,) index of each query's source."""
+        return self.groups[: len(self.keys)]
+
+    @property
+    def tokens(self) -> int:
+        return sum(c.tokens for c in self.costs)
+
+    def labels(self, group: int) -> int:
+        """Next-token labels that source `group` has in this step: the global count of a Local objective."""
+        return sum(c.labels for c, g in zip(self.costs, self.groups, strict=True) if g == group)
+
+
+class Loader(Generic[T]):
+    """Iterating gives (Plan, chunks) of the steps start, start + 1, ... in order; `stop` None goes on for ever.
+
+    rows, feeds: one each a source. batch, sub_batch: rows a step and rows of one source together. budget: tokens a
+    chunk. workers: processes (0: none). prefetch: chunks held ready at most. pin: page-locked memory, for CUDA.
+    on_error: "raise", or "skip" a row that cannot be read (it is left out of the plan) or decoded (its segments stand
+    in `failed` of their chunk); more than max_skipped such rows end the run. Plans are the same for any workers.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Rows],
+        feeds: Sequence[Feed],
+        format: Format[T],  # noqa: A002
+        limits: Limits,
+        *,
+        batch: int,
+        sub_batch: int,
+        seed: int,
+        budget: int,
+        workers: int = 0,
+        prefetch: int = 2,
+        pin: bool = False,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: int = 100,
+        start: int = 0,
+        stop: int | None = None,
+        stage: str = "",
+        skipped: Skipped | None = None,
+    ) -> None:
+        _check(rows, feeds, prefetch, on_error)
+        self.names = tuple(r.name for r in rows)
+        self.order = Order(tuple(len(r) for r in rows), tuple(f.weight for f in feeds), batch, sub_batch, seed)
+        own = tuple(f.limits or limits for f in feeds)
+        self._work: Work[T] = Work(tuple(rows), tuple(feeds), format, own, seed, on_error == "skip")
+        self._crew: Crew[Work[T]] = Pool(self._work, workers) if workers else Inline(self._work)
+        self.budget, self.prefetch, self.pin, self.stage = budget, prefetch, pin, stage
+        self.max_skipped, self.start, self.stop = max_skipped, start, stop
+        before = skipped or Skipped()
+        self._counts, self._keys = Counter(before.sources), dict.fromkeys(before.keys)
+
+    @property
+    def skipped(self) -> Skipped:
+        return Skipped(dict(self._counts), tuple(self._keys))
+
+    def __enter__(self) -> Loader[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._crew.close()
+
+    def plan(self, step: int) -> Plan:
+        """The plan of any step, read and counted now."""
+        return _Step(self, step).plan
+
+    def again(self, plan: Plan, chunk: int) -> T:
+        """One chunk of a plan, read and collated once more."""
+        return self._pinned(self._collate(plan, plan.chunks[chunk]).get())
+
+    def chunks(self, plan: Plan) -> Iterator[T]:
+        """All chunks of a plan in order, read and collated once more, `prefetch` ahead."""
+        return self._take(_Step(self, plan.step, plan), None)
+
+    def __iter__(self) -> Iterator[tuple[Plan, Iterator[T]]]:
+        step = self.start
+        then: _Step[T] | None = None if step == self.stop else _Step(self, step)
+        while then is not None:
+            now, step = then, step + 1
+            self._skip(now.plan.bad)
+            then = None if step == self.stop else _Step(self, step)
+            yield now.plan, self._counted(now.plan, self._take(now, then))
+
+    def _take(self, now: _Step[T], then: _Step[T] | None) -> Iterator[T]:
+        """The chunks of `now`. Behind them, as workers come free, those of `then` are begun."""
+        for _ in now.plan.chunks:
+            room = self.prefetch + 1 - len(now.asked) - (len(then.asked) if then else 0)
+            room -= now.ask(max(room, 1 - len(now.asked)))
+            if then is not None and room > 0 and then.ready():
+                then.ask(room)
+            yield self._pinned(now.asked.popleft().get())
+
+    def _collate(self, plan: Plan, chunk: Chunk) -> Later[T]:
+        entries = [(plan.addresses[q], slot) for q, slot in (plan.slots[e] for e in chunk.entries)]
+        return self._crew.submit(Work.collate, entries, chunk.dummies)
+
+    def _pinned(self, inputs: T) -> T:
+        return inputs.pin() if self.pin else inputs
+
+    def _counted(self, plan: Plan, chunks: Iterator[T]) -> Iterator[T]:
+        """Chunks with their failed rows counted, each row once a step."""
+        seen: set[int] = set()
+        for chunk, inputs in zip(plan.chunks, chunks, strict=True):
+            rows = {plan.slots[chunk.entries[s]][0] for s in inputs.failed} - seen
+            seen |= rows
+            self._skip([Bad(plan.groups[q], plan.keys[q], "a medium could not be decoded") for q in sorted(rows)])
+            yield inputs
+
+    def _skip(self, bad: Sequence[Bad]) -> None:
+        for b in bad:
+            self._counts[self.names[b.source]] += 1
+            self._keys[b.key] = None
+            log.warning("skipped %s: %s", b.key, b.reason)
+        if len(self._keys) > self.max_skipped:
+            keys = list(self._keys)
+            more = f" and {len(keys) - 20} more" if len(keys) > 20 else ""
+            raise DataError(
+                f"{f'stage {self.stage!r}: ' if self.stage else ''}{len(keys)} bad rows, more than "
+                f"max_skipped={self.max_skipped}: {', '.join(keys[:20])}{more}; repair them or raise max_skipped"
+            )
+
+
+class _Step(Generic[T]):
+    """A step on its way: its rows are being counted, then its chunks collated in order."""
+
+    def __init__(self, loader: Loader[T], step: int, known: Plan | None = None) -> None:
+        self.loader, self.step = loader, step
+        self.asked: deque[Later[T]] = deque()  # chunks begun and not yet taken
+        self._next = 0  # the first chunk that is not begun
+        self._plan = known
+        rows = [] if known else loader.order.rows_of(step)
+        self._pieces = [loader._crew.submit(Work.measure, rows[i : i + _PIECE]) for i in range(0, len(rows), _PIECE)]
+
+    @property
+    def plan(self) -> Plan:
+        if self._plan is None:
+            measured = [m for piece in self._pieces for m in piece.get()]
+            self._plan, self._pieces = _plan(self.loader, self.step, measured), []
+        return self._plan
+
+    def ready(self) -> bool:
+        """Whether its plan can be had without waiting."""
+        return all(p.ready() for p in self._pieces)
+
+    def ask(self, count: int) -> int:
+        """Begin `count` more chunks, or as many as there are."""
+        chunks = self.plan.chunks[self._next : self._next + max(0, count)]
+        self._next += len(chunks)
+        self.asked += [self.loader._collate(self.plan, c) for c in chunks]
+        return len(chunks)
+
+
+def _plan(loader: Loader[T], step: int, measured: Sequence[Measured | Bad]) -> Plan:
+    rows = [m for m in measured if isinstance(m, Measured)]
+    bad = tuple(m for m in measured if isinstance(m, Bad))
+    if not rows:
+        raise DataError(f"step {step}: none of its {len(bad)} rows can be read, the first because: {bad[0].reason}")
+    queries = [(q, 0) for q in range(len(rows))]
+    slots = (*queries, *((q, k) for q, m in enumerate(rows) for k in range(1, len(m.costs))))
+    costs = tuple(rows[q].costs[k] for q, k in slots)
+    keys = tuple(m.example.key for m in rows)
+    return Plan(
+        step=step,
+        addresses=tuple(m.address for m in rows),
+        keys=keys,
+        relation=Relation.of([m.example for m in rows], loader.names),
+        costs=costs,
+        chunks=plan(costs, loader.budget, keys=[keys[q] for q, _ in slots], stage=loader.stage)[0],
+        groups=tuple(rows[q].address.source for q, _ in slots),
+        slots=slots,
+        bad=bad,
+    )
+
+
+def _check(rows: Sequence[Rows], feeds: Sequence[Feed], prefetch: int, on_error: str) -> None:
+    names = [r.name for r in rows]
+    twice = [n for n, c in Counter(names).items() if c > 1]
+    if len(rows) != len(feeds) or not rows:
+        raise ValueError(f"{len(rows)} sources and {len(feeds)} feeds; expected one feed a source, and one at least")
+    if twice:
+        raise ValueError(f"several sources are called {twice[0]!r}; give each its own name")
+    if prefetch < 0 or on_error not in ("raise", "skip"):
+        raise ValueError(f"prefetch={prefetch}, on_error={on_error!r}; expected 0 or more, and 'raise' or 'skip'")
