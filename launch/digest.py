@@ -1,0 +1,111 @@
+"""The digest of a step, which decides whether it is done; and where two steps differ, field by field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, fields, is_dataclass
+from typing import Any
+
+from ..data.types import Rows, Step, Where, digest
+from .graph import held, is_step, needs
+from .record import fields_of
+
+
+def _compared(f: Field[Any]) -> bool:
+    return f.init and f.compare
+
+
+def canonical(step: Step, where: Where, digests: Mapping[str, str]) -> dict[str, Any]:
+    """What decides a step's result: its fields, the digests of the steps it needs and of what it reads from outside.
+
+    Fields with compare=False (a number of workers, say) are left out: equal steps have equal digests.
+    """
+    return {
+        "fields": _even(fields_of(step, f"step '{step.name}'", _compared)),
+        "needs": {s.name: digests[s.name] for s in needs(step)},
+        "outside": dict(sorted(outside(step, where))),
+    }
+
+
+def step_digest(canonical: Mapping[str, Any]) -> str:
+    """32 hex digits, the same in every process and on every machine."""
+    return digest(json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False))
+
+
+def _even(plain: Any) -> Any:
+    """1.0 as 1: a float field may be written either way."""
+    if isinstance(plain, dict):
+        return {k: _even(v) for k, v in plain.items()}
+    if isinstance(plain, list):
+        return [_even(v) for v in plain]
+    return int(plain) if isinstance(plain, float) and plain.is_integer() else plain
+
+
+def outside(step: Step, where: Where) -> Iterator[tuple[str, str]]:
+    """(name, digest) of what a step reads that no step made.
+
+    A value with a method `outside(where) -> Mapping[str, str]` says so itself (a step that starts from a model's
+    folder); a Source that holds no step is opened and asked for the digest of its rows.
+    """
+    for f in fields(step):  # type: ignore[arg-type]
+        yield from _outside(getattr(step, f.name), where)
+    yield from _declared(step, where)
+
+
+def _declared(value: Any, where: Where) -> Iterator[tuple[str, str]]:
+    if callable(getattr(type(value), "outside", None)):
+        yield from value.outside(where).items()
+
+
+def _outside(value: Any, where: Where) -> Iterator[tuple[str, str]]:
+    inner: list[Any]
+    if is_step(value):
+        return
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = [getattr(value, f.name) for f in fields(value)]
+        if callable(getattr(type(value), "outside", None)):
+            yield from _declared(value, where)
+        elif callable(getattr(type(value), "open", None)) and next(held(value), None) is None:
+            rows = _opened(value, where)
+            yield rows.name, rows.digest
+            return
+    elif isinstance(value, tuple):
+        inner = list(value)
+    elif isinstance(value, Mapping):
+        inner = list(value.values())
+    else:
+        return
+    for v in inner:
+        yield from _outside(v, where)
+
+
+def _opened(source: Any, where: Where) -> Rows:
+    rows: Rows = source.open(where)
+    return rows
+
+
+def differences(old: Any, new: Any, path: str) -> list[str]:
+    """One line for every leaf in which two plain values differ: `train.optimizer.lr: 0.001 -> 0.0005`."""
+    before, after = dict(_leaves(old, path)), dict(_leaves(new, path))
+    lines = []
+    for key in [*before, *(k for k in after if k not in before)]:
+        a, b = before.get(key, "(absent)"), after.get(key, "(absent)")
+        if a != b:
+            lines.append(f"{key}: {a} -> {b}")
+    return lines
+
+
+def _leaves(plain: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(plain, dict) and set(plain) == {"type", "value"}:
+        yield path, str(plain["value"])
+    elif isinstance(plain, dict) and set(plain) == {"step"}:
+        yield path, f"step {plain['step']}"
+    elif isinstance(plain, dict) and plain:
+        for key, value in plain.items():
+            yield from [(path, str(value).rpartition(".")[2])] if key == "type" else _leaves(value, f"{path}.{key}")
+    elif isinstance(plain, list) and plain:
+        for i, value in enumerate(plain):
+            yield from _leaves(value, f"{path}.{i}")
+    else:
+        yield path, json.dumps(plain, ensure_ascii=False)
