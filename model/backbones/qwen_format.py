@@ -1,0 +1,214 @@
+"""The host half of Qwen-VL: prompts to one packed row of tokens, M-RoPE positions and uint8 patches. No weights.
+
+Positions are computed here, per segment, by the families' own rules (arXiv:2409.12191, 2502.13923, 2511.21631), since
+the stock models can only compute them for padded batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.types import Audio, Cost, DataError, Image, Limits, Prompted, Video
+from ..template import Template
+from ..types import Inputs
+from .patches import Geometry, fit, of_image, of_video
+from .segments import Medium, Segment, Tokens
+
+Kind = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+
+
+@dataclass(frozen=True)
+class QwenMedia:
+    """How a Qwen-VL sees pictures and clips."""
+
+    kind: Kind
+    geometry: Geometry
+    tokens_per_second: float = 1.0  # Qwen2.5-VL: how far apart in time positions frames stand
+    nested: bool = False  # whether the stock processor keeps the outer vision markers around a timed clip
+
+    @property
+    def marks(self) -> dict[str, str]:
+        return {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+
+    @property
+    def placeholders(self) -> dict[str, str]:
+        timed = self.kind == "qwen3_vl" and not self.nested
+        return {**self.marks, "video": "<|vision_start|><|video_pad|><|vision_end|>"} if timed else self.marks
+
+    @property
+    def factor(self) -> int:
+        return self.geometry.patch * self.geometry.merge
+
+    def fit(self, part: Image | Video | Audio, limits: Limits, share: float) -> Medium:
+        patch = self.geometry.patch
+        least = max(int(limits.min_pixels * min(1.0, share)), self.factor**2) if share < 1 else limits.min_pixels
+        if isinstance(part, Image):
+            most = max(int(limits.max_pixels * share), self.factor**2)
+            h, w = fit(part.width, part.height, self.factor, min(least, most), most)
+            return Medium(part, h, w, (1, h // patch, w // patch))
+        if isinstance(part, Video):
+            from ...data.parts.video import sample, sample_ends
+
+            # Frames shrink to a quarter of their pixels before any frame is dropped.
+            most = max(int(limits.max_video_pixels * max(share, 0.25)), self.factor**2)
+            frames = max(int(limits.max_frames * min(1.0, 4 * share)), self.geometry.temporal)
+            if self.kind == "qwen3_vl":
+                indices, seconds = sample_ends(part, limits.fps, frames)
+            else:
+                indices, seconds = sample(part, limits.fps, frames, self.geometry.temporal)
+            h, w = fit(part.width, part.height, self.factor, min(least, most), most)
+            steps = -(-len(indices) // self.geometry.temporal)
+            return Medium(part, h, w, (steps, h // patch, w // patch), tuple(indices), tuple(seconds))
+        raise DataError(f"{self.kind} has no ears: an audio part needs a backbone with an audio tower or an adapter")
+
+    def tokens(self, medium: Medium) -> int:
+        t, h, w = medium.grid
+        return t * h * w // self.geometry.merge**2
+
+    def times(self, medium: Medium) -> list[float]:
+        """Seconds of each temporal patch: the mean of its first and last frame."""
+        n, last = self.geometry.temporal, medium.seconds[-1]
+        padded = [*medium.seconds, *([last] * (-len(medium.seconds) % n))]
+        return [(padded[i] + padded[i + n - 1]) / 2 for i in range(0, len(padded), n)]
+
+    def spell(self, medium: Medium) -> str:
+        mark = self.marks[medium.kind]
+        if self.kind != "qwen3_vl" or medium.kind != "video":
+            return mark
+        return "".join(f"<{t:.1f} seconds><|vision_start|>{mark}<|vision_end|>" for t in self.times(medium))
+
+    def interval(self, medium: Medium) -> float:
+        """Temporal positions between two temporal patches of a clip."""
+        if self.kind != "qwen2_5_vl" or medium.kind != "video":
+            return 1.0
+        spans = np.diff(medium.seconds) if len(medium.seconds) > 1 else np.array([1.0])
+        return self.tokens_per_second * self.geometry.temporal * float(spans.mean())
+
+    def positions(self, segment: Segment) -> np.ndarray:
+        """(3, tokens): temporal, height and width position of each token of one segment."""
+        out = np.empty((3, len(segment.ids)), dtype=np.int64)
+        media = iter(self._grids(segment.media))
+        at = position = 0
+        for start, stop, _ in segment.spans:
+            out[:, at:start] = position + np.arange(start - at)
+            position += start - at
+            (t, h, w), interval = next(media)
+            h, w = h // self.geometry.merge, w // self.geometry.merge
+            grid = np.indices((t, h, w)).reshape(3, -1)
+            grid[0] = (np.arange(t) * interval).astype(np.int64).repeat(h * w)
+            out[:, start:stop] = grid + position
+            position += max(h, w)
+            at = stop
+        out[:, at:] = position + np.arange(len(segment.ids) - at)
+        return out
+
+    def _grids(self, media: Sequence[Medium]) -> list[tuple[tuple[int, int, int], float]]:
+        out = []
+        for m in media:
+            t, h, w = m.grid
+            apart = self.kind == "qwen3_vl" and m.kind == "video"
+            out += [((1, h, w), 1.0)] * t if apart else [((t, h, w), self.interval(m))]
+        return out
+
+
+class QwenFormat:
+    """Counts and collates for a Qwen-VL. Pickled to data workers."""
+
+    def __init__(self, tokenizer: Any, template: Template, media: QwenMedia, mask_instruction: bool = False) -> None:
+        self.template = template
+        self.media = media
+        self.tokens = Tokens(tokenizer, media, mask_instruction, template.specials)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.tokens.tokenizer
+
+    def segments(self, prompts: Sequence[Prompted], limits: Sequence[Limits]) -> list[Segment]:
+        return self.tokens.segments([self.template.render(p) for p in prompts], prompts, limits)
+
+    def count(self, prompts: Sequence[Prompted], limits: Sequence[Limits]) -> list[Cost]:
+        return [s.cost() for s in self.segments(prompts, limits)]
+
+    def collate(
+        self, prompts: Sequence[Prompted], limits: Sequence[Limits], dummies: Sequence[str] = (), skip: bool = False
+    ) -> Inputs:
+        segments = self.segments(prompts, limits)
+        patches: dict[str, list[Tensor]] = {"image": [], "video": []}
+        failed: list[int] = []
+        for i, (segment, prompt, limit) in enumerate(zip(segments, prompts, limits, strict=True)):
+            for medium in segment.media:
+                try:
+                    patches[medium.kind].append(self._decode(medium, limit.draft, prompt.key))
+                except DataError:
+                    if not skip:
+                        raise
+                    failed.append(i)
+                    patches[medium.kind].append(self._grey(medium))
+        for kind in dummies:
+            segment = self._dummy(kind)
+            segments.append(segment)
+            patches[kind] += [self._grey(m) for m in segment.media]
+        packed = self._pack(segments, patches)
+        return replace(
+            packed,
+            keys=tuple(p.key for p in prompts) + ("",) * len(dummies),
+            groups=tuple(p.group for p in prompts) + (-1,) * len(dummies),
+            dummies=len(dummies),
+            failed=tuple(dict.fromkeys(failed)),
+        )
+
+    def _decode(self, medium: Medium, draft: bool, key: str) -> Tensor:
+        if isinstance(medium.part, Image):
+            return of_image(medium.part, medium.height, medium.width, self.media.geometry, draft, f"key {key}")
+        assert isinstance(medium.part, Video)
+        return of_video(
+            medium.part, list(medium.indices), medium.height, medium.width, self.media.geometry, f"key {key}"
+        )
+
+    def _grey(self, medium: Medium) -> Tensor:
+        g = self.media.geometry
+        return torch.full((int(np.prod(medium.grid)), 3 * g.temporal * g.patch**2), 128, dtype=torch.uint8)
+
+    def _dummy(self, kind: str) -> Segment:
+        """The smallest segment with a medium of this kind: one media token."""
+        from ...data.types import Blob
+
+        m = self.media.geometry.merge
+        side = self.media.factor
+        part = Image(Blob(), side, side) if kind == "image" else Video(Blob(), side, side, 1, 0.0)
+        mark = self.tokenizer.convert_tokens_to_ids(self.media.marks[kind])
+        return Segment([mark], [True], 1, [Medium(part, side, side, (1, m, m), (0,), (0.0,))], [(0, 1, kind)])
+
+    def _pack(self, segments: list[Segment], patches: dict[str, list[Tensor]]) -> Inputs:
+        lengths = tuple(len(s.ids) for s in segments)
+        labels = torch.full((sum(lengths),), -100, dtype=torch.int64)
+        media: dict[str, Tensor] = {}
+        rows: dict[str, list[np.ndarray]] = {"image": [], "video": []}
+        start = 0
+        for s in segments:
+            if len(s.ids) > s.prefix:
+                labels[start + s.prefix - 1 : start + len(s.ids) - 1] = torch.tensor(s.ids[s.prefix :])
+            for a, b, kind in s.spans:
+                rows[kind].append(np.arange(start + a, start + b))
+            start += len(s.ids)
+        for kind, found in patches.items():
+            if found:
+                grids = [m.grid for s in segments for m in s.media if m.kind == kind]
+                media[f"{kind}_patches"] = torch.cat(found)
+                media[f"{kind}_grid"] = torch.tensor(grids, dtype=torch.int64)
+                media[f"{kind}_rows"] = torch.from_numpy(np.concatenate(rows[kind]))
+        return Inputs(
+            ids=torch.tensor([t for s in segments for t in s.ids], dtype=torch.int64),
+            lengths=lengths,
+            prefix=tuple(s.prefix for s in segments),
+            positions=torch.from_numpy(np.concatenate([self.media.positions(s) for s in segments], axis=1)),
+            pooled=torch.tensor([p for s in segments for p in s.pooled], dtype=torch.bool),
+            labels=labels,
+            media=media,
+        )

@@ -1,0 +1,181 @@
+"""Embedder folders: what is saved, what is loaded, by whose rules. Safetensors and JSON only.
+
+A folder of ours is a stock Hugging Face checkpoint (config, weights, processor) with `omni2vec.json` (settings and
+template) and, where there are parts that no stock class has, `omni2vec.safetensors`. Any other folder is read by the
+layout that it has: a released embedder keeps its own template, pooling and normalisation.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.types import Limits
+from .embedder import Embedder, Fixed, Learned, Settings
+from .template import Template
+from .types import Attention
+
+RECORD = "omni2vec.json"
+WEIGHTS = "omni2vec.safetensors"
+ADAPTER = "adapter_config.json"
+
+
+def snapshot(path: str | Path) -> Path:
+    """A local folder, or the snapshot of a hub repository."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
+        raise FileNotFoundError(f"no model folder {path}; give a folder with config.json, or a hub name such as org/model")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "**/*.json", "*.md"]
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=patterns))
+    except Exception as error:
+        raise FileNotFoundError(f"{path} is neither a folder here nor a hub repository that can be reached: {error}") from error
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    attention: Attention | None = None,
+    dim: int | None = None,
+    trust_remote_code: bool = False,
+) -> Embedder:
+    """See Embedder.load."""
+    folder = snapshot(path)
+    base = folder
+    if (folder / ADAPTER).is_file():
+        base = snapshot(json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"])
+    template, settings = _rules(folder, base)
+    if attention is not None:
+        settings = replace(settings, attention=attention)
+    if dim is not None:
+        settings = replace(settings, dim=dim)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    backbone = _backbone(base, template, settings, _dtype(dtype, place), trust_remote_code)
+    adapter = _adapter(backbone, folder) if base != folder else None
+    embedder = Embedder(backbone, template, settings, adapter)
+    if (folder / WEIGHTS).is_file():
+        from safetensors.torch import load_file
+
+        missing, unexpected = embedder.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+        wanted = set(own_state(embedder))
+        if unexpected or wanted & set(missing):
+            raise ValueError(f"{folder / WEIGHTS}: holds {sorted(unexpected)} too much, lacks {sorted(wanted & set(missing))}")
+    return embedder.to(place).eval()
+
+
+def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise ValueError(f"dtype={dtype!r}: expected float32, bfloat16 or float16")
+        return found
+    return dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+
+
+def _rules(folder: Path, base: Path) -> tuple[Template, Settings]:
+    """Template and settings: our record, or the layout of a foreign folder."""
+    if (folder / RECORD).is_file():
+        record = json.loads((folder / RECORD).read_text())
+        return Template.from_dict(record["template"]), settings_from(record["settings"])
+    from .layouts import layout_of
+
+    layout = layout_of(folder, base)
+    return layout.template, Settings(pooling=layout.pooling, attention=layout.attention, normalise=layout.normalise, limits=layout.limits)  # fmt: skip
+
+
+def _backbone(base: Path, template: Template, settings: Settings, dtype: torch.dtype, trust: bool) -> nn.Module:
+    if not (base / "config.json").is_file():
+        raise FileNotFoundError(f"{base}: no config.json; is this a model folder?")
+    kind = json.loads((base / "config.json").read_text()).get("model_type", "")
+    from safetensors import SafetensorError
+
+    from .backbones import qwen_vl
+
+    try:
+        if kind in qwen_vl.KINDS:
+            return qwen_vl.QwenVL.load(base, template, dtype, settings.mask_instruction)
+        from .backbones.text import TextLM
+
+        return TextLM.load(base, template, dtype, settings.mask_instruction, trust_remote_code=trust)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{base}: the checkpoint cannot be read ({error}); was the download or copy cut short?") from error
+
+
+def _adapter(backbone: Any, folder: Path) -> Any:
+    """The adapter of `folder` around the backbone's stock model, in place."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=True)
+
+
+def settings_from(raw: dict[str, Any]) -> Settings:
+    """Settings from their JSON form."""
+    raw = dict(raw)
+    scale = raw.pop("scale")
+    limits = Limits(**raw.pop("limits"))
+    matryoshka = tuple(raw.pop("matryoshka"))
+    return Settings(**raw, matryoshka=matryoshka, limits=limits, scale=(Learned if "max" in scale else Fixed)(**scale))
+
+
+def record(embedder: Embedder) -> dict[str, Any]:
+    """What `omni2vec.json` holds."""
+    from .. import __version__
+
+    return {"omni2vec": __version__, "settings": asdict(embedder.settings), "template": embedder.template.to_dict()}
+
+
+def own_state(embedder: Embedder) -> dict[str, Tensor]:
+    """Weights that no stock class holds: pooling, projection, temperature."""
+    return {k: v.detach().cpu().contiguous() for k, v in embedder.state_dict().items() if not k.startswith("backbone.")}
+
+
+def save(embedder: Embedder, folder: Path) -> Path:
+    """See Embedder.save. An existing folder is replaced only once the new one is whole."""
+    from safetensors.torch import save_file
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    if embedder.adapter is not None:
+        embedder.adapter.save_pretrained(str(aside), safe_serialization=True)
+    else:
+        embedder.base.model.save_pretrained(str(aside), safe_serialization=True)
+    processor = embedder.backbone.processor
+    processor.save_pretrained(str(aside))
+    (aside / RECORD).write_text(json.dumps(record(embedder), indent=2, ensure_ascii=False))
+    save_file(own_state(embedder), aside / WEIGHTS)
+    if folder.exists():
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old)
+    else:
+        aside.rename(folder)
+    return folder
+
+
+def digest_of(embedder: Embedder) -> str:
+    """32 hex digits over settings, template and every weight."""
+    h = blake2b(digest_size=16)
+    settings = {k: v for k, v in record(embedder).items() if k != "omni2vec"}
+    h.update(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(embedder.state_dict().items()):
+        h.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        h.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+    return h.hexdigest()

@@ -1,0 +1,127 @@
+"""A stream of prompts to vectors, in order: counted, sorted by length, packed by token budget, decoded one chunk ahead."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..data.chunks import plan
+from ..data.types import Blob, Item, Part, Prompted, Text
+
+if TYPE_CHECKING:
+    from .embedder import Embedder
+
+WINDOW = 8192  # prompts that are counted and sorted together
+SUFFIXES = {
+    ".jpg": "image", ".jpeg": "image", ".png": "image", ".webp": "image", ".gif": "image", ".bmp": "image",
+    ".tif": "image", ".tiff": "image", ".mp4": "video", ".mov": "video", ".mkv": "video", ".webm": "video",
+    ".avi": "video", ".wav": "audio", ".flac": "audio", ".mp3": "audio", ".ogg": "audio", ".txt": "text",
+}  # fmt: skip
+
+
+def encode(embedder: Embedder, prompts: Sequence[Prompted], *, progress: str = "", tokens: int | None = None) -> Tensor:
+    """(n, D) float32, L2-normalised, on the CPU, in the order given.
+
+    tokens: per packed row; by default 16,384 on a GPU and 4,096 on a CPU, and never below the longest prompt.
+    """
+    budget = tokens or (16384 if embedder.device.type == "cuda" else 4096)
+    out = torch.empty(len(prompts), embedder.dim)
+    was = embedder.training
+    embedder.eval()
+    try:
+        with torch.inference_mode(), _bar(progress, len(prompts)) as advance:
+            for start in range(0, len(prompts), WINDOW):
+                _window(embedder, prompts[start : start + WINDOW], budget, out[start : start + WINDOW], advance)
+    finally:
+        embedder.train(was)
+    return out
+
+
+def _window(embedder: Embedder, prompts: Sequence[Prompted], budget: int, out: Tensor, advance: Any) -> None:
+    fmt, limits, dim = embedder.format, embedder.limits, embedder.settings.dim
+    costs = fmt.count(prompts, [limits] * len(prompts))
+    chunks = plan(costs, max(budget, *(c.tokens for c in costs), 1))[0]
+
+    def collate(entries: tuple[int, ...]) -> Any:
+        return fmt.collate([prompts[i] for i in entries], [limits] * len(entries))
+
+    with ThreadPoolExecutor(1) as ahead:
+        pending = ahead.submit(collate, chunks[0].entries) if chunks else None
+        for i, chunk in enumerate(chunks):
+            assert pending is not None
+            inputs = pending.result()
+            pending = ahead.submit(collate, chunks[i + 1].entries) if i + 1 < len(chunks) else None
+            vectors = embedder(inputs.to(embedder.device)).vectors.float()
+            if dim:
+                vectors = torch.nn.functional.normalize(vectors[:, :dim], dim=-1)
+            out[list(chunk.entries)] = vectors.cpu()
+            advance(len(chunk.entries))
+
+
+def _bar(label: str, total: int) -> Any:
+    """A context manager giving `advance(n)`: a bar on a terminal, nothing without a label."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def bar() -> Any:
+        if not label:
+            yield lambda n: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, transient=True) as shown:
+            task = shown.add_task(label, total=total)
+            yield lambda n: shown.advance(task, n)
+
+    return bar()
+
+
+def as_items(inputs: Any) -> tuple[list[Item], bool]:
+    """What `Embedder.encode` takes -> Items, and whether a single input was given."""
+    single = not isinstance(inputs, (list, tuple)) and not (hasattr(inputs, "__next__"))
+    return [_item(x, f"input {i}") for i, x in enumerate([inputs] if single else inputs)], single
+
+
+def _item(value: Any, where: str) -> Item:
+    if isinstance(value, Item):
+        return value
+    if isinstance(value, Mapping):
+        parts = tuple(
+            _part(kind, v, where) for kind, vs in value.items() for v in (vs if isinstance(vs, (list, tuple)) else [vs])
+        )
+        return Item(parts)
+    if isinstance(value, Path):
+        kind = SUFFIXES.get(value.suffix.lower())
+        if kind is None:
+            raise ValueError(f"{where}: {value} ends in {value.suffix!r}; known endings: {', '.join(SUFFIXES)}")
+        return Item((_part(kind, value, where),))
+    return Item((_part("text" if isinstance(value, str) else "image", value, where),))
+
+
+def _part(kind: str, value: Any, where: str) -> Part:
+    from ..data.parts import probe
+
+    if kind == "text":
+        return Text(value.read_text() if isinstance(value, Path) else str(value))
+    if kind not in ("image", "video", "audio"):
+        raise ValueError(f"{where}: a part named {kind!r}; parts are text, image, video, audio")
+    if isinstance(value, bytes):
+        blob = Blob(value)
+    elif isinstance(value, (str, Path)):
+        if not Path(value).is_file():
+            raise FileNotFoundError(f"{where}: no file {value}")
+        blob = Blob(path=str(value))
+    elif kind == "image" and hasattr(value, "save"):  # a PIL image; kept without loss
+        buffer = io.BytesIO()
+        (value if value.mode in ("RGB", "RGBA", "L") else value.convert("RGBA")).save(buffer, "PNG", compress_level=1)
+        blob = Blob(buffer.getvalue())
+    else:
+        raise ValueError(f"{where}: a {kind} given as {type(value).__name__}; give bytes, a path or (image) a PIL image")
+    return probe(kind, blob, where)
