@@ -38,6 +38,6 @@ def _same_data(ours: Report, base: Report) -> None:
     changed = [n for n in a if n in b and a[n] != b[n]]
     what = "; ".join(filter(None, [", ".join(alone), f"other rows in {', '.join(changed)}" if changed else ""]))
     raise ValueError(
-        f"reports of {ours.model} and {base.model} are on different data ({what or 'tasks in another order'}), so their "
-        "scores cannot be compared in pairs; evaluate both on the same sources with the same limit"
+        f"reports of {ours.model} and {base.model} are on different data ({what or 'tasks in another order'}), so "
+        "their scores cannot be compared in pairs; evaluate both on the same sources with the same limit"
     )

@@ -103,7 +103,7 @@ def evaluate(
 
 
 def rank(task: Task, query: Tensor, docs: Tensor, k: int) -> Ranking:
-    """query (Q, D) against the task's candidates docs (N, D). A query does not rank its own Item, unless it is right."""
+    """query (Q, D) against the task's candidates docs (N, D). No query ranks its own Item, unless it is right."""
     place = {identity: i for i, identity in enumerate(task.candidates)}
     right = [[place[r] for r in q.right] for q in task.queries]
     found: Found
@@ -157,11 +157,9 @@ def _ranked(task: Task, ranking: Ranking, sizes: np.ndarray, k: int, draws: int,
 
 
 def names_of(task: Task, smallest_pool: int, k: int) -> list[str]:
-    """The metrics of a task, main first. A cut that reaches the end of every pool says nothing, so it is left out."""
+    """The metrics of a task, main first. A cut that reaches the end of a pool says nothing, so it is left out."""
     cuts = sorted({c for c in (1, 5, k) if c < smallest_pool})
-    families = (
-        ["hit"] if task.pool == "local" or task.kind == "classification" else ["hit", "recall", "precision", "f1"]
-    )
+    families = ["hit", *["recall", "precision", "f1"] * (task.kind == "retrieval")]
     names = [task.main, *(f"{f}@{c}" for f in families for c in cuts)]
     if task.kind == "retrieval":
         graded = any(q.gains for q in task.queries)
@@ -171,7 +169,7 @@ def names_of(task: Task, smallest_pool: int, k: int) -> list[str]:
 
 
 def _sts(task: Task, ranking: Ranking, draws: int, seed: int) -> dict[str, Score]:
-    """Spearman of cosine and label. per_query holds the labels, ranking.scores the cosines: together they give it back."""
+    """Spearman of cosine and label. per_query holds the labels, ranking.scores the cosines: both give it back."""
     cosine, label = ranking.scores[:, 0], np.array([q.score for q in task.queries], np.float64)
     if len(set(label.tolist())) < 2:
         raise ValueError(f"task {task.name!r}: all {len(label)} pairs have the same label, so nothing can be ranked")

@@ -39,25 +39,24 @@ def above_majority(task: TaskReport) -> bool | None:
     return None if task.majority is None else task.score.low > task.majority
 
 
-HEADINGS = ("task", "metric", "score", "95% interval", "chance", "majority", "above it", "queries", "pool")
+HEADINGS = ("task", "metric", "score", "95% interval", "chance", "majority", "queries", "pool")
 
 
 def table(report: Report, comparisons: Sequence[Comparison] = ()) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells, all text, for a terminal or a page: a row a task, "overall" last."""
-    headings = [*HEADINGS, *(f"over {c.base}" for c in comparisons)]
-    rows = []
-    for i, r in enumerate(summary(report)):
-        above = {None: "", True: "yes", False: "no"}[r["above_majority"]]
-        majority = "" if r["majority"] is None else number(r["majority"], r["metric"])
-        pool = "" if r["pool"] is None else f"{r['pool']:,.0f}" if r["pool"] >= 10 else f"{r['pool']:.2g}"
-        cells = [r["task"], r["metric"], number(r["value"], r["metric"])]
-        cells += [
-            f"{number(r['low'], r['metric'])} to {number(r['high'], r['metric'])}",
-            number(r["chance"], r["metric"]),
-        ]
-        cells += [majority, above, f"{r['queries']:,}", pool]
-        rows.append(cells + [_change([*c.tasks, c.overall][i]) for c in comparisons])
-    return headings, rows
+    """Headings and cells, all text: a row a task, "overall" last, a column for each base."""
+    changes = [[*c.tasks, c.overall] for c in comparisons]
+    rows = [[*_cells(row), *(_change(c[i]) for c in changes)] for i, row in enumerate(summary(report))]
+    return [*HEADINGS, *(f"over {c.base}" for c in comparisons)], rows
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    value, low, high, chance = (number(row[name], row["metric"]) for name in ("value", "low", "high", "chance"))
+    majority = pool = ""
+    if row["majority"] is not None:
+        majority = f"{number(row['majority'])} ({'above' if row['above_majority'] else 'not above'})"
+    if row["pool"] is not None:
+        pool = f"{row['pool']:,.0f}" if row["pool"] >= 10 else f"{row['pool']:.2g}"
+    return [row["task"], row["metric"], value, f"{low} to {high}", chance, majority, f"{row['queries']:,}", pool]
 
 
 def markdown(report: Report, comparisons: Sequence[Comparison] = ()) -> str:
@@ -70,21 +69,24 @@ def markdown(report: Report, comparisons: Sequence[Comparison] = ()) -> str:
 
 def show(report: Report, comparisons: Sequence[Comparison] = ()) -> None:
     """Prints the table to the terminal, and below it what was lost against each base."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     headings, rows = table(report, comparisons)
-    view = Table(title=f"{report.model} ({report.digest[:12]}) on {len(report.tasks)} tasks", title_justify="left")
+    view = Table(title=f"{report.model}, {len(report.tasks)} tasks", title_justify="left", box=box.SIMPLE_HEAD)
     for i, heading in enumerate(headings):
-        view.add_column(heading, justify="left" if i < 2 else "right", overflow="fold")
+        view.add_column(heading, justify="left" if i < 2 else "right", no_wrap=i > 0, overflow="fold")
     for row in rows[:-1]:
         view.add_row(*row)
     view.add_section()
     view.add_row(*rows[-1], style="bold")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # a log file has no edge
     console.print(view)
     for c in comparisons:
-        console.print(verdict(c), highlight=False)
+        console.print(verdict(c), highlight=False, soft_wrap=True)
 
 
 def verdict(comparison: Comparison) -> str:

@@ -1,7 +1,7 @@
 """Exact search: the top k candidates of every query and the rank of every right answer, tile by tile, never Q x N.
 
 Equal scores are ordered by candidate order: of two equally good candidates, the earlier one in the pool comes first.
-Products are taken in float64 and rounded to float32, so that two equal candidates score equal wherever a tile puts them.
+Products are taken in float64 and rounded to float32, so that equal candidates score equal wherever a tile puts them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def search(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> Found:
-    """Every query (Q, D) ranks all docs (N, D). `device` computes (default: where the docs are), a tile there at a time.
+    """Every query (Q, D) ranks all docs (N, D). `device` computes, a tile at a time (default: where the docs are).
 
     right: of each query, the candidate indices whose rank is wanted. own: of each query, one candidate that it does not
     rank (its own Item), or -1. Raises ValueError on vectors that are not finite or do not fit each other.
@@ -97,7 +97,7 @@ def _check(query: Tensor, docs: Tensor) -> None:
 def _tile_row(
     query: Tensor, docs: Tensor, k: int, right: Sequence[Sequence[int]], own: Sequence[int]
 ) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """One row of tiles: the best k keys (q, k), and the rank of every right answer by counting what stands before it."""
+    """One row of tiles: the best k keys (q, k), and each right answer's rank by counting what stands before it."""
     device, dtype = query.device, query.dtype
     owner = torch.tensor([q for q, answers in enumerate(right) for _ in answers], dtype=torch.int64, device=device)
     answer = torch.tensor([a for answers in right for a in answers], dtype=torch.int64, device=device)

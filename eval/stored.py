@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +33,7 @@ def save(report: Report, out: Path, comparisons: Sequence[Comparison] = ()) -> N
     }
     aside = out / ".report.json"
     aside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, out / "report.json")
+    aside.replace(out / "report.json")
 
 
 def load(folder: Path) -> Report:
@@ -113,7 +112,7 @@ def _write_ranks(report: Report, path: Path) -> None:
     )
     aside = path.with_name(f".{path.name}")
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), aside, compression="zstd")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def _read_ranks(path: Path) -> dict[str, list[dict[str, Any]]]:

@@ -97,7 +97,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Difference:
-    """Ours minus the base on one task's main metric, in pairs: both met the same queries, and the same bootstrap draws."""
+    """Ours minus the base on one task's main metric, in pairs: the same queries, the same bootstrap draws."""
 
     name: str
     kind: str

@@ -136,7 +136,7 @@ def _kept(rows: Group, limit: int | None) -> Group:
 
 
 def _names(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:
-    """Source; source/kind where the source holds several kinds; a number behind it where that does not tell them apart."""
+    """Source; source/kind where the source holds several kinds; numbered where that does not tell them apart."""
     kinds: dict[str, set[str]] = {}
     for source, kind, _ in keys:
         kinds.setdefault(source, set()).add(kind)
@@ -149,7 +149,7 @@ def _names(keys: Sequence[tuple[str, str, str]]) -> dict[tuple[str, str, str], s
 
 
 def _sealed(task: Task) -> Task:
-    """The task with the digest of what decides its scores: queries, right answers, pools, instructions; no file names."""
+    """The task with the digest of what decides its scores: queries, right answers, pools, instructions, no paths."""
     pieces = [task.kind, task.pool, task.main, task.instruction, task.target_instruction, *task.candidates]
     for q in task.queries:
         pieces += [q.item.id, repr(q.instruction), repr(q.gains), repr(q.score), *q.right, "|", *q.candidates, "||"]

@@ -22,7 +22,7 @@ WIDTH = 256
 
 
 class Bag:
-    """Words hashed to signed axes. A picture is the names of its colours, by their share: colours are known, shapes not."""
+    """Words hashed to signed axes. A picture is the names of its colours, by their share; it knows no shapes."""
 
     digest = "bag-of-words-and-colours"
 
