@@ -67,7 +67,7 @@ def pairs(a: Sequence[str], b: Sequence[str], n: int = 15, budget_s: float = flo
 
 
 def run(command: Sequence[str], timeout_s: float = 600) -> dict[str, Any]:
-    """Runs one command and gives the JSON object on the last line it printed. One thread, unless OMP_NUM_THREADS is set."""
+    """Runs one command and gives the JSON object on the last line it prints. One thread, unless OMP_NUM_THREADS is set."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
     if done.returncode:
@@ -96,7 +96,7 @@ def reset_peak_rss() -> None:
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory, MiB, since `reset_peak_rss` or the start. Not ru_maxrss, which a child inherits from its parent."""
+    """Peak resident memory, MiB, since `reset_peak_rss`. Not ru_maxrss, which a child inherits."""
     return _status_mb("VmHWM")
 
 
@@ -125,7 +125,7 @@ def machine() -> dict[str, Any]:
 
 
 def record(name: str, result: dict[str, Any]) -> None:
-    """Prints the result as the last line, one JSON object; under --record also writes it to docs/results/<name>.json."""
+    """Prints the result as the last line, one JSON object; --record also writes it to docs/results/<name>.json."""
     if "--record" in sys.argv:
         RESULTS.mkdir(parents=True, exist_ok=True)
         command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])

@@ -1,7 +1,7 @@
 """Pictures and clips -> uint8 patches, in the layout and order of the Qwen-VL processors before they normalise.
 
-A patch is a row (3 channels, `temporal` frames, patch, patch) flattened; rows run over windows of merge x merge patches
-(those become one token), windows left to right and top to bottom, then over time.
+A patch is a row of (3 colours, `temporal` frames, patch, patch) flattened; rows run over windows of merge x merge patches,
+one token each, windows left to right and top to bottom, then over time.
 """
 
 from __future__ import annotations
@@ -53,24 +53,23 @@ def fit(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) 
 
 
 def of_image(image: Image, height: int, width: int, geometry: Geometry, draft: bool, where: str) -> Tensor:
-    """Patches (n, 3 * temporal * patch * patch) uint8 of one picture resized to height x width; its frame is repeated.
+    """Patches (n, 3 * temporal * patch * patch) uint8 of one picture resized to height x width, its frame repeated.
 
     `draft` decodes a JPEG at the smallest DCT scale that is still at least height x width: for training only.
     """
-    pixels = images.resize(images.decode(image, where, (height, width) if draft else None), height, width)
-    return _patchify(pixels[None].expand(geometry.temporal, -1, -1, -1), geometry)
+    pixels = images.load(image, where, (height, width) if draft else None)
+    return _patchify([_resized(pixels, height, width)], geometry)
 
 
 def of_video(video: Video, indices: Sequence[int], height: int, width: int, geometry: Geometry, where: str) -> Tensor:
-    """Patches (n, 3 * temporal * patch * patch) uint8 of the chosen frames resized to height x width.
+    """Patches (n, 3 * temporal * patch * patch) uint8 of the chosen frames, each resized to height x width.
 
     The last frame is repeated until their number is a multiple of `temporal`.
     """
-    short = -len(indices) % geometry.temporal
-    frames = images.resize(videos.decode(video, indices, where), height, width)
-    if short:
-        frames = torch.cat([frames, frames[-1:].expand(short, -1, -1, -1)])
-    return _patchify(frames, geometry)
+    frames = [_resized(frame, height, width) for frame in videos.load(video, indices, where)]
+    per = geometry.temporal
+    frames += frames[-1:] * (-len(frames) % per)
+    return torch.cat([_patchify(frames[t : t + per], geometry) for t in range(0, len(frames), per)])
 
 
 def fit_qwen2_video(
@@ -85,7 +84,7 @@ def fit_qwen2_video(
 ) -> tuple[int, int]:
     """(height, width) of a clip's frames by Qwen2-VL's and Qwen2.5-VL's rule: the limits are of one frame.
 
-    With `max_tokens`, a frame has at most its even share of 90% of so many tokens (the processors' cap_pixels_per_frame).
+    With `max_tokens`, a frame has at most its share of 90% of so many tokens: the processors' cap_pixels_per_frame.
     """
     if max_tokens:
         share = int(max_tokens * factor * factor * 0.9) * temporal // frames
@@ -105,7 +104,7 @@ def fit_qwen3_video(
 ) -> tuple[int, int]:
     """(height, width) of a clip's frames by Qwen3-VL's rule: the limits are of all frames together.
 
-    With `max_tokens`, a frame has at most so many tokens, or its share of max_pixels (the processor's cap_pixels_per_frame).
+    With `max_tokens`, a frame has at most so many tokens and its share: the processor's cap_pixels_per_frame.
     """
     frames = max(frames, temporal)  # a single frame is repeated up to there
     if max_tokens:
@@ -127,18 +126,26 @@ def fit_qwen3_video(
     return rows, columns
 
 
-def _patchify(frames: Tensor, geometry: Geometry) -> Tensor:
-    """(F, 3, H, W), F a multiple of temporal -> (n, 3 * temporal * patch * patch)."""
-    patch, merge, temporal = geometry.patch, geometry.merge, geometry.temporal
-    count, channels, height, width = frames.shape
-    rows, columns = height // geometry.factor, width // geometry.factor
-    split = (
-        frames.unflatten(3, (columns, merge, patch))
-        .unflatten(2, (rows, merge, patch))
-        .unflatten(0, (count // temporal, temporal))
-    )
-    # (t, temporal, channel, row, merge, patch, column, merge, patch) -> (t, row, column, merge, merge, channel, temporal, patch, patch)
-    return split.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, channels * temporal * patch * patch)
+def _resized(pixels: Tensor, height: int, width: int) -> Tensor:
+    """(H, W, 4) -> (height, width, 4) contiguous."""
+    return images.resize(pixels.permute(2, 0, 1), height, width).permute(1, 2, 0).contiguous()
+
+
+def _patchify(frames: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    """Frames (H, W, 4) of one time step, `temporal` of them or a single one to repeat -> (n, 3 * temporal * patch**2).
+
+    A pixel moves as one int32, its colours are split by shifts at the end: three times faster than moving bytes.
+    """
+    patch, merge = geometry.patch, geometry.merge
+    rows, columns = frames[0].shape[0] // geometry.factor, frames[0].shape[1] // geometry.factor
+    out = frames[0].new_empty(rows * columns * merge * merge, 3, geometry.temporal, patch * patch)
+    for t, frame in enumerate(frames):
+        whole = frame.view(torch.int32).view(rows, merge, patch, columns, merge, patch)
+        pixels = whole.permute(0, 3, 1, 4, 2, 5).reshape(-1, 1, patch * patch)
+        times = slice(t, t + 1) if len(frames) > 1 else slice(None)
+        for colour in range(3):
+            out[:, colour, times] = pixels >> (8 * colour)  # the copy keeps the low byte
+    return out.flatten(1)
 
 
 def _check_aspect(width: int, height: int) -> None:
