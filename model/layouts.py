@@ -115,7 +115,7 @@ def vlm2vec(processor: Any) -> Layout:
         specials=False,
         shot=(),
     )
-    limits = Limits(max_pixels=360 * 420 // side * side, min_pixels=4 * side, max_video_pixels=360 * 420 // side * side)
+    limits = Limits(max_pixels=1280 * side, min_pixels=4 * side)
     return Layout(template, positions="flat", limits=limits)
 
 
@@ -226,7 +226,7 @@ def _pooling(folder: Path, layout: Layout) -> Layout:
         else:
             raise DataError(
                 f"{folder / 'modules.json'}: module {kind} (in {module.get('path') or '.'}) cannot be taken over "
-                "faithfully: omni2vec reads Transformer, Pooling and Normalize; load such a model with sentence-transformers"
+                "faithfully: omni2vec reads Transformer, Pooling and Normalize; load it with sentence-transformers"
             )
     return layout
 

@@ -69,17 +69,14 @@ def skeleton(
             faults.append(f"{type(error).__name__}: {error}")
             continue
         pieces = tuple(_split(text, placeholders))
-        fault = _fault(pieces, texts, wanted)
+        fault = _fault(pieces, texts, wanted) or ("it prints the list of parts" if "'type': 'text'" in text else "")
         if not fault:
             probes = [f"Probe {i}." for i in range(texts)]
-            fault = (
-                ""
-                if write(pieces, probes) == _apply(chat, variables, structure, generation, probes, flat)
-                else ("it changes texts in a way that depends on them")
-            )
-        if not fault and "'type': 'text'" not in text:
-            return pieces
-        faults.append(fault or "it prints the list of parts as Python")
+            if write(pieces, probes) == _apply(chat, variables, structure, generation, probes, flat):
+                return pieces
+            faults = ["it changes texts in a way that depends on them"]
+            break
+        faults.append(fault)
     shown = ", ".join(f"{role}: {'+'.join(kinds) or 'nothing'}" for role, kinds in structure)
     raise DataError(f"the chat template cannot render ({shown}): {'; '.join(faults)}. Use another layout or template.")
 

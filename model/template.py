@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from ..data.types import Audio, DataError, Events, Image, Item, Part, Prompted, Text, Video
 from .skeleton import Piece, Place, Slot, skeleton
+from .turns import Medium, Range, Turn, fill
 
 FILE = "omni2vec_template.json"
-Medium = Image | Video | Audio
-Range = tuple[int, int]  # of characters: [start, end)
-Tag = Literal["fixed", "instruction", "text", "events"]
 
 
 @dataclass(frozen=True)
@@ -33,47 +31,6 @@ class Rendered:
     cuttable: tuple[Range, ...]  # item texts, in the order they stand: all that may be cut
     answer: str  # follows `text` directly, with its end of turn; "" if none
     cut_front: tuple[bool, ...] = ()  # one per cuttable range: cut at its start (events: the oldest go first)
-
-
-@dataclass
-class _Entry:
-    """One entry of a turn's content: a medium, or a text of segments. An open text takes the next text into itself."""
-
-    medium: Medium | None = None
-    segments: list[tuple[Tag, str]] = field(default_factory=list)
-    open: bool = False
-
-    @property
-    def kind(self) -> str:
-        if self.medium is not None:
-            return type(self.medium).__name__.lower()
-        return "text" if any(text for _, text in self.segments) else "blank"
-
-
-@dataclass
-class _Turn:
-    role: str
-    entries: list[_Entry] = field(default_factory=list)
-
-    def say(self, tag: Tag, text: str, open: bool = False) -> None:  # noqa: A002 (the field's name)
-        if not (self.entries and self.entries[-1].open):
-            self.entries.append(_Entry())
-        self.entries[-1].segments.append((tag, text))
-        self.entries[-1].open = open
-
-    def add(self, part: Part, tag: Tag = "text", after: bool = False) -> None:
-        """`after`: the text that follows belongs to the same entry."""
-        match part:
-            case Text(text):
-                self.say(tag, text, open=after)
-            case Events(events, source):
-                name = source or "events"
-                self.say("fixed", f"<{name}>\n", open=True)
-                lines = "\n".join(f"{e.action}: {e.text}" if e.action else e.text for e in events)
-                self.say("events" if tag == "text" else tag, lines, open=True)
-                self.say("fixed", f"\n</{name}>", open=after)
-            case _:
-                self.entries.append(_Entry(part))
 
 
 @dataclass(frozen=True)
@@ -137,7 +94,7 @@ class Template:
             pieces = self._pieces(turns, self.generation)
         except DataError as error:
             raise DataError(f"{_name(prompted)}: layout {self.layout!r}: {error}") from error
-        text, spans = _fill(pieces, entries)
+        text, spans = fill(pieces, entries)
         order = [m for p in pieces if isinstance(p, Place) and (m := next(media[p.kind])) is not None]
         if not text:
             raise DataError(f"{_name(prompted)}: nothing to embed: an empty text in the raw layout {self.layout!r}")
@@ -151,20 +108,20 @@ class Template:
             cut_front=tuple(front for _, front in cut),
         )
 
-    def _pieces(self, turns: list[_Turn], generation: bool) -> tuple[Piece, ...]:
+    def _pieces(self, turns: list[Turn], generation: bool) -> tuple[Piece, ...]:
         if not self.chat:
             return _raw(self, turns)
         structure = tuple((t.role, tuple(e.kind for e in t.entries)) for t in turns)
         return skeleton(self.chat, self.variables, structure, generation, self.placeholders)
 
-    def _answer(self, turns: list[_Turn], prompt: str, prompted: Prompted) -> str:
+    def _answer(self, turns: list[Turn], prompt: str, prompted: Prompted) -> str:
         if not self.chat:
             return f"\n{prompted.answer}{self.turn_end}"
-        reply = _Turn("assistant")
+        reply = Turn("assistant")
         reply.say("fixed", prompted.answer)
         pieces = self._pieces([*turns, reply], generation=False)
         last = max(i for i, p in enumerate(pieces) if isinstance(p, Slot))
-        full, _ = _fill(pieces[: last + 1], [e for t in [*turns, reply] for e in t.entries])
+        full, _ = fill(pieces[: last + 1], [e for t in [*turns, reply] for e in t.entries])
         if not full.startswith(prompt):
             raise DataError(
                 f"{_name(prompted)}: the chat template of layout {self.layout!r} writes an answered conversation "
@@ -269,15 +226,15 @@ def _check(template: Template, prompted: Prompted) -> None:
         )
 
 
-def _turns(template: Template, prompted: Prompted) -> list[_Turn]:
+def _turns(template: Template, prompted: Prompted) -> list[Turn]:
     """Who says what: [system] user, with every text tagged."""
     instruction = template.instruction(prompted)
     turns = []
     if instruction and template.instruct == "system":
-        system = _Turn("system")
+        system = Turn("system")
         system.say("instruction", instruction)
         turns.append(system)
-    user = _Turn("user")
+    user = Turn("user")
     for shot in prompted.shots:
         for frame, item in zip(template.shot, shot, strict=False):
             user.say("instruction", frame, open=True)
@@ -303,7 +260,7 @@ def _ordered(template: Template, item: Item) -> list[Part]:
     return sorted(parts, key=lambda p: rank.get(type(p).__name__.lower(), len(rank)))  # stable: equals stay as given
 
 
-def _raw(template: Template, turns: list[_Turn]) -> tuple[Piece, ...]:
+def _raw(template: Template, turns: list[Turn]) -> tuple[Piece, ...]:
     """Media, instruction and texts of the one turn, joined; an empty text leaves no joint behind."""
     tokens = dict(template.placeholders)
     pieces: list[Piece] = []
@@ -319,35 +276,3 @@ def _raw(template: Template, turns: list[_Turn]) -> tuple[Piece, ...]:
             pieces.append(Slot(number, lstrip=False, rstrip=False))
             number += 1
     return tuple(pieces)
-
-
-def _fill(pieces: Iterable[Piece], entries: Iterable[_Entry]) -> tuple[str, list[tuple[Tag, Range]]]:
-    """The text, and the ranges of its tagged segments. Empty segments have none."""
-    texts = [e.segments for e in entries if e.kind == "text"]
-    out: list[str] = []
-    spans: list[tuple[Tag, Range]] = []
-    at = 0
-    for piece in pieces:
-        segments: list[tuple[Tag, str]] = [("fixed", piece)] if isinstance(piece, str) else []
-        if isinstance(piece, Place):
-            segments = [("fixed", piece.token)]
-        elif isinstance(piece, Slot):
-            segments = _strip(texts[piece.index], piece)
-        for tag, text in segments:
-            if tag != "fixed" and text:
-                spans.append((tag, (at, at + len(text))))
-            out.append(text)
-            at += len(text)
-    return "".join(out), spans
-
-
-def _strip(segments: list[tuple[Tag, str]], slot: Slot) -> list[tuple[Tag, str]]:
-    """The segments as the chat template leaves them: it may strip their joined text."""
-    whole = "".join(text for _, text in segments)
-    start = len(whole) - len(whole.lstrip()) if slot.lstrip else 0
-    end = len(whole.rstrip()) if slot.rstrip else len(whole)
-    out, at = [], 0
-    for tag, text in segments:
-        out.append((tag, text[max(0, start - at) : max(0, end - at)]))
-        at += len(text)
-    return out
