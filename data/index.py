@@ -32,7 +32,7 @@ ARRAYS: dict[str, str] = {
     "key_text": "uint8",
     "media_end": "int64",  # (n,) where each sample's media end in the arrays below
     "medium_kind": "uint8",  # (m,) 0 image, 1 video, 2 audio
-    "medium_offset": "int64",  # (m,)
+    "medium_offset": "int64",  # (m,) -1: a file of that name outside the tar (only beside tables, never in shards)
     "medium_length": "int64",  # (m,)
     "medium_width": "int32",  # (m,) pixels as displayed; 0 for a sound
     "medium_height": "int32",  # (m,)
@@ -98,7 +98,7 @@ class Builder:
         json_at: tuple[int, int],
         media: Sequence[tuple[str, Part, int, int]],
     ) -> None:
-        """One sample: its parsed row, (offset, length) of its JSON, and (name, medium, offset, length) of each medium."""
+        """One sample: its row, (offset, length) of its JSON, and (name, medium, offset, length) of each medium."""
         for name, part, offset, length in media:
             kind, width, height, frames, seconds, rate = sizes(part)
             values = (kind, offset, length, width, height, frames, seconds, rate)
@@ -208,20 +208,24 @@ class Index:
     def key(self, i: int) -> str:
         return self._text("key", i)
 
-    def media(self, i: int, tar: str) -> dict[str, Part]:
-        """Name -> medium of sample i, addressed in the file `tar`; nothing but the index is read."""
+    def media(self, i: int, tar: str, outside: str = "") -> dict[str, Part]:
+        """Name -> medium of sample i, addressed in the file `tar` or the folder `outside`; only the index is read."""
         ends = self.arrays["media_end"]
         first = int(ends[i - 1]) if i else 0
-        return {self._text("name", m): self._medium(m, tar) for m in range(first, int(ends[i]))}
+        names = {m: self._text("name", m) for m in range(first, int(ends[i]))}
+        return {name: self._medium(m, tar, outside, name) for m, name in names.items()}
 
     def _text(self, which: str, i: int) -> str:
         ends = self.arrays[f"{which}_end"]
         first = int(ends[i - 1]) if i else 0
         return self.arrays[f"{which}_text"][first : int(ends[i])].tobytes().decode("utf-8")
 
-    def _medium(self, m: int, tar: str) -> Part:
+    def _medium(self, m: int, tar: str, outside: str, name: str) -> Part:
         a = self.arrays
-        blob = Blob(path=tar, offset=int(a["medium_offset"][m]), length=int(a["medium_length"][m]))
+        offset, length = int(a["medium_offset"][m]), int(a["medium_length"][m])
+        blob = Blob(path=tar, offset=offset, length=length)
+        if offset < 0:
+            blob = Blob(path=str(Path(outside, name)), offset=0, length=length)
         kind = int(a["medium_kind"][m])
         if kind == 0:
             return Image(blob, int(a["medium_width"][m]), int(a["medium_height"][m]))

@@ -7,31 +7,35 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .parts import Kind
 from .types import Audio, DataError, Event, Events, Example, Image, Item, Part, Text, Video
 
-MEDIA: dict[str, type] = {"image": Image, "video": Video, "audio": Audio}
-FIELDS = ("task", "source", "instruction", "target_instruction", "query", "positives", "negatives", "known", "label")
-FIELDS += ("answer", "scores")
+MEDIA: dict[Kind, type] = {"image": Image, "video": Video, "audio": Audio}
+FIELDS = (
+    *("task", "source", "instruction", "target_instruction", "query", "positives", "negatives"),
+    *("known", "label", "answer", "scores"),
+)
 
-Find = Callable[[str, str], Part]  # (kind, name of the member) -> the medium
+Find = Callable[[Kind, str], Part]  # (kind, name of the medium) -> the medium
 
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """One media member of a sample: `KEY.name`, holding `data`."""
+    """One medium of a sample: member `KEY.name` holding `data`, or, `outside`, the file `name` of a media folder."""
 
     name: str
     part: Image | Video | Audio
     data: bytes
+    outside: bool = False
 
 
-def kind_of(part: Part) -> str:
-    """ "image", "video" or "audio"; "" for a part that is no medium."""
-    return next((kind for kind, of in MEDIA.items() if isinstance(part, of)), "")
+def kind_of(part: Image | Video | Audio) -> Kind:
+    return next(kind for kind, of in MEDIA.items() if isinstance(part, of))
 
 
 _MAGIC = (
@@ -50,7 +54,7 @@ _MAGIC = (
 
 
 def extension(data: bytes, kind: str) -> str:
-    """The file ending that the first bytes speak of; the kind's own word where they are unknown. Readers go by bytes."""
+    """The file ending that the first bytes speak of, else the kind's own word. Readers go by the bytes."""
     if data[:4] == b"RIFF":
         return {b"WEBP": "webp", b"WAVE": "wav", b"AVI ": "avi"}.get(data[8:12], kind)
     if data[4:8] == b"ftyp":
@@ -79,10 +83,22 @@ def check(example: Example, where: str) -> None:
             )
 
 
-def to_row(example: Example, where: str = "") -> tuple[bytes, list[Medium]]:
-    """The JSON bytes (sorted keys, empty fields left out) and the media members, each distinct medium once."""
+def to_row(example: Example, where: str = "", outside: str = "") -> tuple[bytes, list[Medium]]:
+    """The JSON bytes (sorted keys, empty fields left out) and the media, each distinct one once.
+
+    With `outside`, a media folder, a medium that is a file of its own in there stays where it is and is named by its
+    path from there.
+    """
     check(example, where or f"key {example.key}")
     media: dict[tuple[str, bytes], Medium] = {}
+
+    def medium(part: Image | Video | Audio, name: str) -> Medium:
+        kind, data = kind_of(part), part.blob.read()
+        if outside and part.blob.path and part.blob.offset == 0:
+            path = os.path.relpath(part.blob.path, outside)
+            if not path.startswith(os.pardir):
+                return media.setdefault((kind, path.encode()), Medium(path, part, data, outside=True))
+        return media.setdefault((kind, data), Medium(f"{name}.{extension(data, kind)}", part, data))
 
     def part_row(part: Part, name: str) -> dict[str, object]:
         match part:
@@ -92,9 +108,7 @@ def to_row(example: Example, where: str = "") -> tuple[bytes, list[Medium]]:
                 rows = [{"action": e.action, "text": e.text, "time": e.time} for e in events]
                 return {"events": rows, **({"source": source} if source else {})}
             case Image() | Video() | Audio():
-                kind, data = kind_of(part), part.blob.read()
-                medium = media.setdefault((kind, data), Medium(f"{name}.{extension(data, kind)}", part, data))
-                return {kind: medium.name}
+                return {kind_of(part): medium(part, name).name}
 
     def item_row(item: Item, name: str) -> dict[str, object]:
         return {"id": item.id, "parts": [part_row(p, f"{name}.{i}") for i, p in enumerate(item.parts)]}
@@ -131,24 +145,21 @@ def parse(raw: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def names(row: Mapping[str, Any], where: str) -> dict[str, str]:
-    """Name -> kind of every medium that the row speaks of, in order."""
-    found: dict[str, str] = {}
+def names(row: Mapping[str, Any], where: str) -> dict[str, Kind]:
+    """Name -> kind of every medium that the row speaks of, in order. Raises DataError for a row that is not sound."""
+    found: dict[str, Kind] = {}
 
-    def find(kind: str, name: str) -> Part:
+    def find(kind: Kind, name: str) -> Part:
         if found.setdefault(name, kind) != kind:
-            raise DataError(
-                f"{where}: medium {name!r} is named as {found[name]} and as {kind}; give each its own member"
-            )
+            raise DataError(f"{where}: medium {name!r} is both {found[name]} and {kind}; give each its own member")
         return Text(name)
 
-    for item in (row.get("query"), *_list(row, "positives", where), *_list(row, "negatives", where)):
-        _item(item, find, where)
+    to_example(row, find, "", where)
     return found
 
 
 def to_example(row: Mapping[str, Any], find: Find, key: str, where: str, source: str = "") -> Example:
-    """The Example of a parsed row. `find` gives each medium; `source`, where given, takes the place of the row's own."""
+    """The Example of a parsed row. `find` gives each medium; `source`, if given, takes the place of the row's own."""
     scores = row.get("scores", {})
     if not isinstance(scores, dict):
         raise DataError(f"{where}: scores must be an object of lists, got {scores!r}")
@@ -170,7 +181,7 @@ def to_example(row: Mapping[str, Any], find: Find, key: str, where: str, source:
     return example
 
 
-def _item(row: object, find: Find, where: str) -> Item:
+def _item(row: Any, find: Find, where: str) -> Item:
     if not isinstance(row, dict) or not isinstance(row.get("parts"), list):
         raise DataError(f'{where}: an item must be {{"id": …, "parts": […]}}, got {_short(row)}')
     if not row.keys() <= {"id", "parts"}:
@@ -180,7 +191,7 @@ def _item(row: object, find: Find, where: str) -> Item:
     return Item(tuple(_part(part, find, where) for part in row["parts"]), _text(row, "id", where))
 
 
-def _part(row: object, find: Find, where: str) -> Part:
+def _part(row: Any, find: Find, where: str) -> Part:
     match row:
         case {"text": str(text), **rest} if not rest:
             return Text(text)
@@ -191,13 +202,13 @@ def _part(row: object, find: Find, where: str) -> Part:
         case {"audio": str(name), **rest} if not rest:
             return find("audio", name)
         case {"events": list(events), **rest} if rest.keys() <= {"source"}:
-            return Events(tuple(_event(e, where) for e in events), _text(rest, "source", where))
+            return Events(tuple(_event(e, where) for e in events), _text(row, "source", where))
     raise DataError(
         f"{where}: a part is one of text, image, video, audio (a string) or events (a list), got {_short(row)}"
     )
 
 
-def _event(row: object, where: str) -> Event:
+def _event(row: Any, where: str) -> Event:
     match row:
         case {"action": str(action), "text": str(text), **rest} if rest.keys() <= {"time"}:
             time = rest.get("time", 0.0)

@@ -1,32 +1,58 @@
-"""Tar members <-> bytes: headers that are the same on every machine, and a walk that refuses what could do harm.
+"""Tar members <-> bytes: headers that are the same on every machine, and one walk that refuses what could do harm.
 
-Nothing is ever extracted to disk; names are checked all the same, because other tools will extract these files.
+The walk never extracts to disk and never seeks, so files and pipes share it; names are checked all the same, because
+other tools will extract these files.
 """
 
 from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Protocol
 
 from .types import DataError
 
 BLOCK = tarfile.BLOCKSIZE  # headers and contents are padded to 512 bytes
 LARGEST = 8 * 1024**3 - 1  # a ustar size field holds 11 octal digits
+_READ = 1 << 20
 
 # webdataset's own rule: the key ends at the first dot of the file name, the rest is the field.
 _KEY = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$")
 
+Tell = Callable[[str, str], None]  # (key or "", message): raises, or notes it down so that the walk goes on
+
+
+class Readable(Protocol):
+    def read(self, size: int = ..., /) -> bytes: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """`length` bytes of content at `offset` of the tar."""
+    """One member's content, which stands at `offset` of the tar."""
 
-    name: str
     offset: int
-    length: int
+    data: bytes
+
+
+@dataclass
+class Sample:
+    """The members of one key: its JSON, and its media by name ("query.0.jpg")."""
+
+    key: str
+    json: Member | None = None
+    media: dict[str, Member] = field(default_factory=dict)
+
+
+def raising(where: str) -> Tell:
+    """The strict way with faults: the first one ends the walk."""
+
+    def fault(key: str, message: str) -> None:
+        raise DataError(f"{where}: sample {key}: {message}" if key else f"{where}: {message}")
+
+    return fault
 
 
 def header(name: str, length: int) -> bytes:
@@ -34,7 +60,7 @@ def header(name: str, length: int) -> bytes:
     if length > LARGEST:
         raise DataError(f"{name}: {length:,} bytes, a member holds at most {LARGEST:,}; cut the medium into pieces")
     info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime, info.uid, info.gid = length, 0o644, 0, 0, 0
+    info.size, info.mode = length, 0o644
     return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
 
 
@@ -44,52 +70,103 @@ def padding(length: int) -> bytes:
 
 
 def ending(length: int) -> bytes:
-    """Two zero blocks and zeros up to the record size, which end a tar of `length` bytes."""
+    """Two zero blocks, and zeros up to tar's record size, which end a tar of `length` bytes."""
     return b"\0" * (2 * BLOCK + -(length + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
-def split(name: str, where: str) -> tuple[str, str]:
-    """("shard-000000/000012", "query.0.jpg") of "shard-000000/000012.query.0.jpg"."""
-    found = _KEY.match(name)
-    if found is None:
-        raise DataError(
-            f"{where}: member {name!r} is not named KEY.field; a sample is KEY.json and KEY.<medium> members"
-        )
-    return found[1], found[2]
+def samples(file: Readable, fault: Tell) -> Iterator[Sample]:
+    """Every sample of a tar, in order. Tells `fault` of one without JSON, of one that comes twice, and as `members`."""
+    current: Sample | None = None
+    seen: set[str] = set()
+
+    def whole(sample: Sample) -> bool:
+        if sample.key in seen:
+            fault(sample.key, "comes twice; the members of a sample stand together, and its key is its own")
+            return False
+        seen.add(sample.key)
+        if sample.json is None:
+            fault(sample.key, f"no {sample.key}.json; every sample has one (docs/shards.md)")
+        return sample.json is not None
+
+    for name, member in members(file, fault):
+        found = _KEY.match(name)
+        if found is None:
+            fault("", f"member {name!r} is not named KEY.field; a sample is KEY.json and KEY.<medium> members")
+            continue
+        key, rest = found[1], found[2]
+        if current is None or key != current.key:
+            if current is not None and whole(current):
+                yield current
+            current = Sample(key)
+        if rest in current.media or (rest == "json" and current.json is not None):
+            fault(key, f"member {name!r} comes twice; give each medium its own name")
+        elif rest == "json":
+            current.json = member
+        else:
+            current.media[rest] = member
+    if current is not None and whole(current):
+        yield current
 
 
-def check_member(info: tarfile.TarInfo, where: str) -> None:
-    """Raises DataError for a member that could leave its folder, and for anything but a plain file or a folder."""
-    path = PurePosixPath(info.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in info.name or re.match(r"^[A-Za-z]:", info.name):
-        raise DataError(f"{where}: member {info.name!r} escapes its folder; do not unpack this tar, pack it anew")
-    if info.issym() or info.islnk():
-        raise DataError(f"{where}: member {info.name!r} is a link to {info.linkname!r}; store the file itself")
-    if not (info.isdir() or info.isreg()) or info.issparse():
-        raise DataError(f"{where}: member {info.name!r} is a device, pipe or sparse file; only plain files are read")
-
-
-def members(path: Path) -> Iterator[Member]:
-    """Every plain file of a tar, in order. Raises DataError where the tar is cut short, damaged or unsafe."""
-    where = str(path)
-    last = "its start"
+def members(file: Readable, fault: Tell) -> Iterator[tuple[str, Member]]:
+    """(name, content) of every plain file of a tar, in order. Tells `fault` where it is unsafe, cut or damaged."""
+    source, last = _Remembering(file), "its start"
+    damaged = "copy it again or pack it anew"
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=source, mode="r|", bufsize=_READ) as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
                 tar.members.clear()  # tarfile keeps every header otherwise
-                check_member(info, where)
+                wrong = unsafe(info)
+                if wrong:
+                    fault(_key_of(info.name), f"member {info.name!r} {wrong}")
+                elif info.isreg():
+                    content = tar.extractfile(info)
+                    yield info.name, Member(info.offset_data, content.read() if content else b"")
                 last = info.name
-                if info.isreg():
-                    yield Member(info.name, info.offset_data, info.size)
             # tarfile takes a damaged header, or none at all, for the end: only a zero block is one.
-            end = tar.offset
-    except (tarfile.ReadError, EOFError) as error:
-        raise DataError(
-            f"{where}: cut short or damaged after {last!r} ({error}); copy it again or pack it anew"
-        ) from None
+            if source.at(tar.offset, BLOCK) != bytes(BLOCK):
+                fault(_key_of(last), f"the tar is cut short or damaged after {last!r}; {damaged}")
+            while source.read(_READ):  # a pipe's command wants its output read
+                pass
+    except (tarfile.TarError, EOFError) as error:
+        fault(_key_of(last), f"the tar is cut short or damaged after {last!r} ({error}); {damaged}")
     except OSError as error:
-        raise DataError(f"{where}: cannot be read ({error.strerror or error})") from None
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise DataError(f"{where}: cut short or damaged after {last!r}; copy it again or pack it anew")
+        fault(
+            _key_of(last), f"cannot be read after {last!r} ({error.strerror or error}); does it exist, and is it whole?"
+        )
+
+
+def unsafe(info: tarfile.TarInfo) -> str:
+    """Why a member is refused: it could leave its folder, or is no plain file and no folder. "" where it is sound."""
+    path = PurePosixPath(info.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in info.name or re.match(r"^[A-Za-z]:", info.name):
+        return "escapes its folder; do not unpack this tar, pack it anew"
+    if info.issym() or info.islnk():
+        return f"is a link to {info.linkname!r}; store the file itself"
+    if not (info.isdir() or info.isreg()) or info.issparse():
+        return "is a device, pipe or sparse file; only plain files are read"
+    return ""
+
+
+def _key_of(name: str) -> str:
+    found = _KEY.match(name)
+    return found[1] if found else ""
+
+
+class _Remembering:
+    """A stream that keeps its last two reads, so that the walk can look at the block where tarfile stopped."""
+
+    def __init__(self, file: Readable) -> None:
+        self.file, self.total, self.kept = file, 0, [b"", b""]
+
+    def read(self, size: int) -> bytes:
+        data = self.file.read(size)
+        if data:
+            self.total += len(data)
+            self.kept = [self.kept[1], data]
+        return data
+
+    def at(self, offset: int, length: int) -> bytes:
+        tail = b"".join(self.kept)
+        start = offset - (self.total - len(tail))
+        return tail[start : start + length] if start >= 0 else b""
