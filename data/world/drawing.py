@@ -75,7 +75,7 @@ def png(picture: Picture) -> Image:
 
 
 def item(scene: Scene, pixels: int) -> Item:
-    """The scene as an Item whose identity is the scene's meaning: a caption that is true of one is true of its twins."""
+    """The scene as an Item whose identity is its meaning: a caption that is true of one is true of its twins."""
     return Item((png(shrink(draw(scene, pixels))),), scene.id)
 
 

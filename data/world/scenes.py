@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 from ..types import digest
 from .compositions import Split, pairs, partners
@@ -112,7 +111,7 @@ def edits(scene: Scene, index: int, split: Split) -> dict[str, list[Thing]]:
 
 def differences(a: Thing, b: Thing) -> int:
     """Attributes, of four, in which two things differ."""
-    return sum(x != y for x, y in zip(_attributes(a), _attributes(b), strict=True))
+    return (a.size != b.size) + (a.texture != b.texture) + (a.colour != b.colour) + (a.shape != b.shape)
 
 
 def distance(a: Scene, b: Scene) -> int:
@@ -129,8 +128,3 @@ def closest(scene: Scene, index: int) -> list[int]:
     """The other things' indices, those most like `things[index]` first."""
     rest = [i for i in range(len(scene.things)) if i != index]
     return sorted(rest, key=lambda i: (differences(scene.things[index], scene.things[i]), i))
-
-
-def are_apart(scene: Scene) -> bool:
-    """Whether each colour and each shape names one thing."""
-    return all(a.shape != b.shape and a.colour != b.colour for a, b in combinations(scene.things, 2))

@@ -13,7 +13,7 @@ from .dice import Dice
 
 @dataclass(frozen=True)
 class Seed:
-    """Row `index` of one task. `hard`: wrong answers that a training row carries; a test row carries all of its pool."""
+    """Row `index` of a task. `hard`: wrong answers that a training row carries; a test row carries its whole pool."""
 
     task: str
     split: Split
@@ -34,8 +34,16 @@ class Seed:
     def dice(self) -> Dice:
         return Dice("row", self.seed, self.split, self.task, self.index)
 
+    @property
+    def most(self) -> int | None:
+        """Where to cut a list of wrong answers."""
+        return self.hard if self.split == "train" else None
+
     def wrong(self, answers: Iterable[Item], right: Iterable[str]) -> tuple[Item, ...]:
         """The wrong answers to keep, in the order given (the hardest first): none twice, none whose id is `right`."""
         rights = set(right)
         kept = {a.id: a for a in answers if a.id not in rights}
-        return tuple(kept.values())[: self.hard if self.split == "train" else None]
+        return tuple(kept.values())[: self.most]
+
+    def wrong_texts(self, texts: Iterable[str], right: str) -> tuple[Item, ...]:
+        return self.wrong(map(Item.text, texts), (Item.text(right).id,))

@@ -30,9 +30,13 @@ SYNONYMS = {
 }
 
 # Nine cells of a 3 x 3 grid, then the four halves that two larger things share: name -> centre x, y, width (of 1).
-_ROWS = (("top", 0.18), ("", 0.5), ("bottom", 0.82))
-_COLUMNS = (("left", 0.18), ("", 0.5), ("right", 0.82))
-CELLS = {f"{row} {column}".strip() or "middle": (x, y, 0.32) for row, y in _ROWS for column, x in _COLUMNS}
+_ROWS = {"top": 0.18, "middle": 0.5, "bottom": 0.82}
+_COLUMNS = {"left": 0.18, "middle": 0.5, "right": 0.82}
+CELLS = {
+    "centre" if row == column else f"{row} {column}": (x, y, 0.32)
+    for row, y in _ROWS.items()
+    for column, x in _COLUMNS.items()
+}
 HALVES = {
     "upper half": (0.5, 0.26, 0.48),
     "lower half": (0.5, 0.74, 0.48),
