@@ -50,7 +50,7 @@ def table(report: Report, comparisons: Sequence[Comparison] = ()) -> tuple[list[
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    value, low, high, chance = (number(row[name], row["metric"]) for name in ("value", "low", "high", "chance"))
+    value, low, high, chance = (number(row[name]) for name in ("value", "low", "high", "chance"))
     majority = pool = ""
     if row["majority"] is not None:
         majority = f"{number(row['majority'])} ({'above' if row['above_majority'] else 'not above'})"
@@ -97,9 +97,9 @@ def verdict(comparison: Comparison) -> str:
     return f"{comparison.ours} over {comparison.base}: {signed(comparison.overall.value)} overall; {counts}{tail}"
 
 
-def number(value: float, metric: str = "") -> str:
-    """A score in percent; a correlation as it is."""
-    return f"{value:.3f}" if metric == "spearman" else f"{100 * value:.1f}"
+def number(value: float) -> str:
+    """Any score times 100, correlations too, so that their mean is one number."""
+    return f"{100 * value:.1f}"
 
 
 def signed(value: float) -> str:
