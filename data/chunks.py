@@ -36,8 +36,7 @@ def plan(
     """
     _check(costs, budget, world, keys, stage)
     order = sorted(range(len(costs)), key=lambda e: (-costs[e].tokens, e))
-    bins = _balanced(costs, order, budget)
-    bins = _divisible(bins, world)
+    bins = _divisible(_balanced(costs, order, budget, world), world)
     chunks = sorted((_chunk(costs, b) for b in bins), key=lambda c: (-len(c.towers), -c.tokens, c.entries))
     ranks: list[list[Chunk]] = [[] for _ in range(world)]
     for i in range(0, len(chunks), world):
@@ -63,17 +62,19 @@ def _check(costs: Sequence[Cost], budget: int, world: int, keys: Sequence[str], 
         )
 
 
-def _balanced(costs: Sequence[Cost], order: Sequence[int], budget: int) -> list[list[int]]:
-    """As few bins as best-fit decreasing finds under the budget, then as even as they stay without one more."""
+def _balanced(costs: Sequence[Cost], order: Sequence[int], budget: int, world: int) -> list[list[int]]:
+    """As few bins as best-fit decreasing finds under the budget, or the next multiple of world, and those as even as
+    a lower capacity makes them."""
     best = _fit(costs, order, budget)
+    most = -(-len(best) // world) * world
     total = sum(costs[e].tokens for e in order)
-    low, high = max(-(-total // len(best)), costs[order[0]].tokens), budget
+    low, high = max(-(-total // most), costs[order[0]].tokens), budget
     for _ in range(_TRIES):
         if low >= high:
             break
         middle = (low + high) // 2
         tried = _fit(costs, order, middle)
-        if len(tried) <= len(best):
+        if len(tried) <= most:
             best, high = tried, middle
         else:
             low = middle + 1

@@ -86,7 +86,7 @@ def schedule(weights: Sequence[float], seed: int) -> Mixture:
     shares = shares / shares.sum()
     for cycle in range(1, _CYCLE + 1):
         turns = shares * cycle
-        if np.abs(turns - turns.round()).max() < 1e-9 * cycle:
+        if np.abs(turns - turns.round()).max() < 1e-9 * cycle and (turns.round() > 0)[shares > 0].all():
             return Mixture(tuple(int(t) for t in turns.round()), seed)
     smallest = shares[shares > 0].min()
     cycle = max(_CYCLE, int(np.ceil(16 / smallest)))
