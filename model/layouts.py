@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,8 +41,7 @@ class Layout:
     normalise: bool = True
     attention: Attention = "causal"
     mask_instruction: bool = False  # instruction tokens are left out of mean-type pooling
-    positions: Literal["own", "flat"] = "own"  # flat: one counter for text and media alike, whatever the family does
-    limits: Limits | None = None  # what the model was made with; None: the folder does not say
+    limits: Limits = field(default_factory=Limits)  # what the model was made with, where the folder says so
     base: str = ""  # an adapter's base model and its revision
     revision: str = ""
     truncate: int = 0  # dimensions kept of a vector; 0: all
@@ -114,9 +113,10 @@ def vlm2vec(processor: Any) -> Layout:
         empty="",
         specials=False,
         shot=(),
+        flat_positions=True,
     )
     limits = Limits(max_pixels=1280 * side, min_pixels=4 * side)
-    return Layout(template, positions="flat", limits=limits)
+    return Layout(template, limits=limits)
 
 
 LAYOUTS: Mapping[str, Callable[[Any], Layout]] = {
@@ -127,15 +127,18 @@ LAYOUTS: Mapping[str, Callable[[Any], Layout]] = {
 }
 
 
-def layout_of(folder: str | Path, processor: Any, name: str = "") -> Layout:
-    """The layout of a local checkpoint folder. `name`: a key of LAYOUTS, where the folder's files do not give it away.
+def layout_of(folder: str | Path, base: str | Path | None = None, name: str = "", processor: Any = None) -> Layout:
+    """The layout of a local checkpoint folder.
 
-    processor: the folder's transformers processor or tokenizer. Raises DataError, naming the file, for settings that
-    cannot be taken over faithfully (a Dense module, two poolings at once).
+    base: the folder of an adapter's base model, where the processor may lie. name: a key of LAYOUTS, where the files
+    do not give it away. processor: the transformers processor or tokenizer, if it is loaded already. Raises DataError,
+    naming the file, for settings that cannot be taken over faithfully (a Dense module, two poolings at once).
     """
     folder = Path(folder)
     if name and name not in LAYOUTS:
         raise DataError(f"layout {name!r} is not known; expected one of {', '.join(LAYOUTS)}")
+    if processor is None:
+        processor = processor_of(folder, base)
     adapter = _json(folder / "adapter_config.json")
     known = LAYOUTS[name or _recognise(folder)](processor)
     if (folder / "modules.json").exists() and not _own_code(folder):
@@ -147,6 +150,14 @@ def layout_of(folder: str | Path, processor: Any, name: str = "") -> Layout:
         base=str(adapter.get("base_model_name_or_path") or ""),
         revision=str(adapter.get("revision") or ""),
     )
+
+
+def processor_of(folder: Path, base: str | Path | None = None) -> Any:
+    """The transformers processor or tokenizer of a folder; an adapter without one has its base model's."""
+    from transformers import AutoProcessor
+
+    own = any((folder / f).exists() for f in ("tokenizer_config.json", "tokenizer.json"))
+    return AutoProcessor.from_pretrained(str(folder if own or base is None else base))
 
 
 def _recognise(folder: Path) -> str:
@@ -196,8 +207,8 @@ def _sentence_transformers(folder: Path, processor: Any, known: Layout) -> Layou
     template = _prompts(template, settings)
     config = _json(folder / "config.json")
     limits = layout.limits
-    if limits is None and bert.get("max_seq_length"):
-        limits = Limits(max_tokens=int(bert["max_seq_length"]))
+    if bert.get("max_seq_length"):
+        limits = replace(limits, max_tokens=int(bert["max_seq_length"]))
     return replace(
         layout,
         template=template,

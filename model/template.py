@@ -57,6 +57,7 @@ class Template:
     joint: str = " "  # raw: between media, instruction and texts
     specials: bool = False  # raw: the tokenizer adds its own special tokens around the text
     turn_end: str = ""  # raw: behind an answer
+    flat_positions: bool = False  # one counter for texts and media alike, whatever the family does (VLM2Vec-V2)
     shot: tuple[str, ...] = ("Query: ", "\nAnswer: ", "\n\n")  # around a demonstration (arXiv:2506.07438); (): refused
 
     def __post_init__(self) -> None:

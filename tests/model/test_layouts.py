@@ -81,7 +81,7 @@ QWEN3_GOLDEN = [
 @pytest.mark.parametrize(("item", "instruction", "golden"), QWEN3_GOLDEN)
 def test_qwen3_vl_embedding_prompts(tmp_path, item, instruction, golden):
     path = folder(tmp_path / "Qwen3-VL-Embedding-2B", {"model_type": "qwen3_vl"})
-    layout = layout_of(path, Processor(QWEN3_VL))
+    layout = layout_of(path, processor=Processor(QWEN3_VL))
     assert render(layout, item, instruction) == golden
     assert render(layout, item, instruction, "target") == golden
     assert (layout.name, layout.pooling, layout.normalise, layout.attention) == (
@@ -123,7 +123,7 @@ GME_GOLDEN = [
 @pytest.mark.parametrize(("item", "instruction", "side", "golden"), GME_GOLDEN)
 def test_gme_prompts(tmp_path, item, instruction, side, golden):
     path = folder(tmp_path, {"model_type": "qwen2_vl", "auto_map": {"AutoModel": "modeling_gme_qwen2vl.GmeQwen2VL"}})
-    layout = layout_of(path, Processor(QWEN2_VL))
+    layout = layout_of(path, processor=Processor(QWEN2_VL))
     assert render(layout, item, instruction, side) == golden
     assert (layout.name, layout.pooling, layout.normalise) == ("gme", "last", True)
 
@@ -150,14 +150,14 @@ def test_vlm2vec_prompts(tmp_path, item, instruction, golden):
         tmp_path / "VLM2Vec-V2.0",
         adapter_config={"base_model_name_or_path": "Qwen/Qwen2-VL-2B-Instruct", "revision": None},
     )
-    layout = layout_of(path, Processor(QWEN2_VL))
+    layout = layout_of(path, processor=Processor(QWEN2_VL))
     golden = golden or f"{instruction} a red circle"
     assert render(layout, item, instruction) == golden
-    assert (layout.base, layout.positions, layout.pooling) == ("Qwen/Qwen2-VL-2B-Instruct", "flat", "last")
+    assert (layout.base, layout.template.flat_positions, layout.pooling) == ("Qwen/Qwen2-VL-2B-Instruct", True, "last")
 
 
 def test_a_plain_vlm_gets_our_own_layout(tmp_path):
-    layout = layout_of(folder(tmp_path, {"model_type": "qwen2_vl"}), Processor(QWEN2_VL))
+    layout = layout_of(folder(tmp_path, {"model_type": "qwen2_vl"}), processor=Processor(QWEN2_VL))
     assert render(layout, TEXT, "Find.") == (
         "<|im_start|>system\nFind.<|im_end|>\n<|im_start|>user\na red circle<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -170,7 +170,7 @@ def test_a_sentence_transformers_vlm_says_itself_whether_the_reply_is_opened(tmp
     if generation:
         bert["processing_kwargs"] = {"chat_template": {"add_generation_prompt": True}}
     files = st({"pooling_mode": "lasttoken"}, bert=bert, settings={"prompts": {"query": "Find.", "document": ""}})
-    layout = layout_of(folder(tmp_path, {"model_type": "qwen2_vl"}, **files), Processor(QWEN2_VL))
+    layout = layout_of(folder(tmp_path, {"model_type": "qwen2_vl"}, **files), processor=Processor(QWEN2_VL))
     end = "<|im_start|>assistant\n" if generation else ""
     asked = f"<|im_start|>system\nFind.<|im_end|>\n<|im_start|>user\na red circle<|im_end|>\n{end}"
     assert render(layout, TEXT) == asked
@@ -181,7 +181,7 @@ def test_a_text_encoder_pools_by_its_first_token_and_sees_both_ways(tmp_path):
     pooling = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     settings = {"prompts": {"query": "query: ", "passage": "passage: "}}
     files = st(pooling, bert={"max_seq_length": 512}, settings=settings, legacy=True)
-    layout = layout_of(folder(tmp_path, {"model_type": "bert"}, **files), tokenizer())
+    layout = layout_of(folder(tmp_path, {"model_type": "bert"}, **files), processor=tokenizer())
     assert (layout.pooling, layout.attention, layout.normalise) == ("cls", "bidirectional", True)
     assert layout.limits.max_tokens == 512
     assert layout.template.specials
@@ -193,7 +193,7 @@ def test_an_instruct_prompt_of_a_text_decoder_takes_other_instructions(tmp_path)
     # As in Qwen/Qwen3-Embedding-0.6B, config_sentence_transformers.json.
     prompt = "Instruct: Given a web search query, retrieve relevant passages\nQuery:"
     files = st({"pooling_mode_lasttoken": True}, settings={"prompts": {"query": prompt, "document": ""}}, legacy=True)
-    layout = layout_of(folder(tmp_path, {"model_type": "qwen3"}, **files), tokenizer(QWEN3_VL))
+    layout = layout_of(folder(tmp_path, {"model_type": "qwen3"}, **files), processor=tokenizer(QWEN3_VL))
     assert render(layout, TEXT) == prompt + "a red circle"
     assert render(layout, TEXT, "Find rhymes") == "Instruct: Find rhymes\nQuery:a red circle"
     assert render(layout, TEXT, side="target") == "a red circle"
@@ -202,7 +202,7 @@ def test_an_instruct_prompt_of_a_text_decoder_takes_other_instructions(tmp_path)
 
 def test_mean_pooling_without_the_prompt_masks_the_instruction(tmp_path):
     files = st({"pooling_mode": "mean", "include_prompt": False}, normalise=False)
-    layout = layout_of(folder(tmp_path, {"model_type": "qwen2", "is_causal": False}, **files), tokenizer())
+    layout = layout_of(folder(tmp_path, {"model_type": "qwen2", "is_causal": False}, **files), processor=tokenizer())
     assert (layout.pooling, layout.mask_instruction, layout.normalise) == ("mean", True, False)
     assert layout.attention == "bidirectional"
 
@@ -211,25 +211,25 @@ def test_mean_pooling_without_the_prompt_masks_the_instruction(tmp_path):
 def test_a_pooling_that_we_lack_is_refused_with_its_file(tmp_path, modes):
     path = folder(tmp_path, {"model_type": "bert"}, **st({"pooling_mode": modes}))
     with pytest.raises(DataError, match=r"1_Pooling/config.json: pooling"):
-        layout_of(path, tokenizer())
+        layout_of(path, processor=tokenizer())
 
 
 def test_a_dense_module_is_refused_with_its_file(tmp_path):
     files = st({"pooling_mode": "mean"})
     files["modules"].append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
     with pytest.raises(DataError, match=r"modules.json: module Dense \(in 3_Dense\) cannot be taken over faithfully"):
-        layout_of(folder(tmp_path, {"model_type": "bert"}, **files), tokenizer())
+        layout_of(folder(tmp_path, {"model_type": "bert"}, **files), processor=tokenizer())
 
 
 def test_a_layout_may_be_named_and_a_wrong_name_lists_the_right_ones(tmp_path):
     path = folder(tmp_path, adapter_config={"base_model_name_or_path": "b", "revision": "r"})
-    layout = layout_of(path, Processor(QWEN2_VL), name="vlm2vec")
+    layout = layout_of(path, processor=Processor(QWEN2_VL), name="vlm2vec")
     assert (layout.name, layout.base, layout.revision) == ("vlm2vec", "b", "r")
     with pytest.raises(DataError, match="layout 'vlm' is not known; expected one of omni2vec, qwen3_vl_embedding"):
-        layout_of(path, Processor(QWEN2_VL), name="vlm")
+        layout_of(path, processor=Processor(QWEN2_VL), name="vlm")
 
 
 def test_a_file_cut_short_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "qw')
     with pytest.raises(DataError, match=r"config.json: not JSON"):
-        layout_of(tmp_path, Processor(QWEN2_VL))
+        layout_of(tmp_path, processor=Processor(QWEN2_VL))
