@@ -39,7 +39,7 @@ def load(path: Path, words: Sequence[str] = ()) -> Recipe:
             )
         recipe = read(json.loads(path.read_text()), str(path))
     else:
-        recipe = _call(path, _import(path), settings)
+        recipe = _call(path, module_of(path), settings)
     recipe = override(recipe, overrides)
     for step in recipe.steps:
         check(step, f"{path}: step '{step.name}'")
@@ -61,12 +61,15 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     return settings, overrides
 
 
-def _import(path: Path) -> ModuleType:
+def module_of(path: Path) -> ModuleType:
     """The recipe's file as a module; under its own name where it is the library's, so that its steps can be pickled."""
     library = Path(__file__).resolve().parent.parent / "recipes"
     if path.resolve().parent == library:
         return importlib.import_module(f"{__package__.rpartition('.')[0]}.recipes.{path.stem}")
     name = "recipe_" + re.sub(r"\W", "_", path.stem)
+    loaded = sys.modules.get(name)
+    if loaded is not None and Path(str(loaded.__file__)).resolve() == path.resolve():
+        return loaded  # once in a process, like any import: a second copy's steps would equal none of the first's
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RecipeError(f"{path}: not a Python file; a recipe ends in .py.")

@@ -1,0 +1,96 @@
+"""The command as a person meets it: help, errors, plan, run and show."""
+
+import subprocess
+import sys
+
+import pytest
+
+VERBS = ("plan", "run", "pack", "show", "embed", "eval", "push", "doctor", "quickstart")
+
+
+def omni2vec(*words, code=0, **environment):
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-m", "omni2vec", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"} | environment,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys; sys.argv = ['omni2vec', '--help']\n"
+        "from omni2vec.launch.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = [m for m in ('torch', 'transformers', 'numpy', 'webdataset', 'pyarrow') if m in sys.modules]\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "doctor" in done.stdout
+
+
+def test_help_lists_every_verb():
+    text = omni2vec("--help")
+    for verb in VERBS:
+        assert f" {verb} " in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verbs_help_has_an_example_and_fits_80_columns(verb):
+    text = omni2vec(verb, "--help")
+    assert f"omni2vec {verb}" in text.split("Usage:")[1].split("\n", 1)[1]
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_the_version_is_printed():
+    from omni2vec import __version__
+
+    assert omni2vec("--version").strip() == f"omni2vec {__version__}"
+
+
+def test_plan_says_order_estimates_and_makes_nothing(toy, tmp_path):
+    text = omni2vec("plan", toy, "count=4", "--into", tmp_path / "run")
+    places = [text.index(f"\n{i}  {name}") for i, name in enumerate(("numbers", "train", "again", "report"), 1)]
+    assert places == sorted(places)
+    assert "known once numbers is done" in text and "count" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_after_a_run_says_done_and_what_has_changed(toy, tmp_path):
+    omni2vec("run", toy, "--into", tmp_path)
+    assert omni2vec("plan", toy, "--into", tmp_path).count("skipped: done") == 4
+    text = omni2vec("plan", toy, "train.steps=9", "--into", tmp_path)
+    assert "train.steps: 5 -> 9" in text and "steps    9" in text
+
+
+def test_run_ends_by_saying_where_the_report_is(toy, tmp_path):
+    assert omni2vec("run", toy, "--into", tmp_path).splitlines()[-1] == f"report: {tmp_path}/report/report.html"
+
+
+def test_bad_input_is_one_message_without_a_traceback_and_exits_2(toy, tmp_path):
+    text = omni2vec("run", toy, "cuont=3", "--into", tmp_path, code=2)
+    assert "no setting 'cuont'. Did you mean 'count'?" in text and "Traceback" not in text
+
+
+def test_the_traceback_is_there_for_who_asks(toy, tmp_path):
+    assert "Traceback" in omni2vec("run", toy, "cuont=3", code=1, OMNI2VEC_TRACEBACK="1")
+
+
+def test_show_gives_a_batch_as_the_stage_tells_it(toy, tmp_path):
+    omni2vec("run", toy, "--into", tmp_path)
+    shown = omni2vec("show", toy, "--batch", 2, "--stage", "train", "--into", tmp_path)
+    assert shown.strip() == "batch 2 of train: number 2"
+
+
+def test_show_asks_which_stage_where_there_are_several(toy, tmp_path):
+    assert "give --stage train or again" in omni2vec("show", toy, "--batch", 2, "--into", tmp_path, code=2)
+
+
+def test_show_before_the_run_says_what_is_missing(toy, tmp_path):
+    text = omni2vec("show", toy, "--batch", 2, "--stage", "train", "--into", tmp_path, code=2)
+    assert "stage 'train' reads numbers, not made yet" in text
