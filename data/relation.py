@@ -73,3 +73,24 @@ class Relation:
             known_query=longs([q for q, _ in known]),
             score=torch.tensor([d[4][d[5]] if d[5] < len(d[4]) else float("nan") for d in docs], dtype=torch.float32),
         )
+
+
+def of_queries(relation: Relation, keep: Tensor) -> tuple[Relation, Tensor, Tensor]:
+    """The Relation of the queries where `keep` (Q,) is true and of their documents; with both sets' old indices."""
+    queries = keep.nonzero().squeeze(1)
+    docs = keep[relation.owner].nonzero().squeeze(1)
+    known = keep[relation.known_query].nonzero().squeeze(1)
+    renumbered = keep.to(torch.int64).cumsum(0) - 1
+    out = Relation(
+        query_id=relation.query_id[queries],
+        query_label=relation.query_label[queries],
+        query_source=relation.query_source[queries],
+        owner=renumbered[relation.owner[docs]],
+        positive=relation.positive[docs],
+        rank=relation.rank[docs],
+        doc_id=relation.doc_id[docs],
+        known_id=relation.known_id[known],
+        known_query=renumbered[relation.known_query[known]],
+        score=relation.score[docs],
+    )
+    return out, queries, docs

@@ -1,0 +1,117 @@
+"""Where a forward, a backward and an update happen: the Engine protocol, and Local, one process on one device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..model.embedder import Embedder, LocalTerms
+from ..model.types import Encoded, Inputs, Towers
+from .optim import AdamW
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Engine(Protocol):
+    """What the cached step needs of whatever runs the model."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Around the forwards of a whole pass, so that weights are cast once for all its chunks."""
+        ...
+
+    def embed(self, inputs: Inputs, local: LocalTerms | None = None, towers: Towers | None = None) -> Encoded: ...
+
+    def checkpointing(self, on: bool) -> None:
+        """Whether blocks keep only their inputs for the backward pass, and are run again there."""
+        ...
+
+    def towers_frozen(self) -> bool: ...
+
+    def backward(self, root: Tensor) -> None:
+        """Add the parameter gradients of `root` (a scalar) to what is there."""
+        ...
+
+    def update(self, step: int, total: int) -> Updated: ...
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What an update did. norm: of the gradient before clipping; applied: False where it was not finite."""
+
+    norm: float
+    lr: float
+    applied: bool
+
+
+class Local:
+    """One process. Trainable weights are float32, so that chunks add up in float32 also under bf16 autocast."""
+
+    def __init__(
+        self, embedder: Embedder, optimizer: AdamW, precision: Precision = "fp32", clip: float = 1.0
+    ) -> None:
+        """clip: the gradient's greatest norm; 0 for none."""
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={precision!r}; expected 'fp32' or 'bf16'")
+        low = [n for n, p in embedder.named_parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+        if low:
+            raise ValueError(f"{low[0]} is in half precision: chunks would add up in it; load the model with dtype float32")
+        self.embedder = embedder
+        self.settings = optimizer
+        self.precision = precision
+        self.clip = clip
+        self.optimizer = optimizer.build(embedder.parts())
+        self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedder.device
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        if self.precision == "fp32":
+            yield
+            return
+        with torch.autocast(self.device.type, torch.bfloat16):
+            yield
+
+    def embed(self, inputs: Inputs, local: LocalTerms | None = None, towers: Towers | None = None) -> Encoded:
+        with self.autocast():
+            out: Encoded = self.embedder(inputs.to(self.device, non_blocking=True), local, towers)
+        return out
+
+    def checkpointing(self, on: bool) -> None:
+        model = self.embedder.base.model
+        if not on:
+            model.gradient_checkpointing_disable()  # type: ignore[operator]
+            return
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        # Enabling hooks the embeddings to require gradients, a frozen tower's too, which would then run twice.
+        with contextlib.suppress(AttributeError):  # no hook was set
+            model.disable_input_require_grads()  # type: ignore[operator]
+
+    def towers_frozen(self) -> bool:
+        groups = self.embedder.base.groups()
+        return not any(p.requires_grad for k in ("tower", "projector") for p in groups.get(k, ()))
+
+    def backward(self, root: Tensor) -> None:
+        root.backward()  # type: ignore[no-untyped-call]
+
+    def update(self, step: int, total: int) -> Updated:
+        """Clip, apply unless something is not finite, forget the gradient."""
+        lr = self.settings.set_rates(self.optimizer, step, total)
+        limit = self.clip or float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        applied = bool(torch.isfinite(torch.tensor(norm)))
+        if applied:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Updated(norm, lr, applied)

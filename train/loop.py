@@ -1,0 +1,165 @@
+"""Next batch -> step -> log -> save -> evaluate, until the stage is done; the same from the start or after a kill."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..data.loader import Loader, Plan
+from ..data.types import Clock, Where
+from ..model.types import Inputs
+from . import resume
+from .engine import Local
+from .memory import choose, free_bytes, measure
+from .monitor import Monitor, Update
+from .resume import State
+from .step import Memory, cached_step
+
+if TYPE_CHECKING:
+    from .stage import Stage
+
+_CAP = {"cuda": 16_384, "cpu": 4_096}  # tokens a chunk: beyond this a larger one is no faster, only larger
+
+
+def run(stage: Stage, out: Path, where: Where) -> None:
+    """Train `stage` and leave the embedder's folder in `out`."""
+    torch.manual_seed(stage.seed)
+    engine = stage.engine(stage.load(where))
+    found = resume.existing(out)
+    state = resume.load(engine, found[-1]) if found else State()
+    engine.embedder.train()
+    if not state.chunk_tokens:
+        state = _measured(stage, engine, where, state)
+    with (
+        stage.loader(engine.embedder, where, state.chunk_tokens, state) as loader,
+        Monitor(out, total=stage.steps, stage=stage.name, start=state.step, wandb=stage.wandb) as monitor,
+    ):
+        monitor.event(max(state.step - 1, 0), "start", {"memory": state.memory, "chunk_tokens": state.chunk_tokens})
+        if not state.stopped:
+            _steps(stage, engine, loader, monitor, state, out, where)
+    if stage.take == "best" and state.best is not None:
+        resume.load_weights(engine, resume.path_of(out, state.best_step))
+    _finish(engine, out)
+
+
+def _measured(stage: Stage, engine: Local, where: Where, state: State) -> State:
+    """Memory plan and tokens a chunk, from the bytes that the first batch's longest rows are seen to keep."""
+    device = engine.device
+    budget = int(stage.memory_gb * 2**30) or free_bytes(device) // 2
+    with stage.loader(engine.embedder, where, 1 << 40) as loader:
+        plan = loader.plan(0)
+        longest = max(c.tokens for c in plan.costs)
+        fixed = stage.chunk_tokens
+        tokens = int(fixed) if fixed != "auto" else max(_CAP.get(device.type, 4096), longest)
+        if stage.memory == "auto" or fixed == "auto":
+            loader.budget = max(2 * longest, 1024) if fixed == "auto" else tokens
+            small = loader.plan(0)
+            footprint = measure(engine, loader.again(small, 0))
+            if fixed == "auto":
+                # A chunk is recomputed with all its activations, whatever the plan: a quarter of the budget is for that.
+                tokens = max(longest, min(tokens, int(budget / 4 / max(footprint.all, 1.0))))
+            host = free_bytes(torch.device("cpu")) // 2
+            memory: str = stage.memory
+            if memory == "auto":
+                memory = choose(footprint, int(1.2 * plan.tokens), budget - budget // 4, device, host)
+        else:
+            memory = stage.memory
+    return replace(state, memory=memory, chunk_tokens=tokens)
+
+
+def _steps(
+    stage: Stage, engine: Local, loader: Loader[Inputs], monitor: Monitor, state: State, out: Path, where: Where
+) -> None:
+    bounds, began = stage.bounds(), time.perf_counter()
+    memory: Memory = state.memory  # type: ignore[assignment]
+    for plan, chunks in loader:
+        clock = Clock(plan.step, plan.step / stage.steps, stage.seed)
+        done = cached_step(engine, plan, chunks, bounds, clock, memory, loader.again)
+        updated = engine.update(plan.step, stage.steps)
+        state.step = plan.step + 1
+        state.skipped_steps += not updated.applied
+        skipped = loader.skipped
+        state.skipped_sources, state.skipped_keys = dict(skipped.sources), list(skipped.keys)
+        now = time.perf_counter()
+        monitor.update(
+            Update(
+                step=plan.step,
+                loss=done.loss,
+                losses=done.losses,
+                lr=updated.lr,
+                norm=updated.norm,
+                scale=float(engine.embedder.scale.detach()),
+                tokens=plan.tokens,
+                rows=done.rows,
+                chunks=len(plan.chunks),
+                seconds=now - began,
+                skipped_rows=len(state.skipped_keys),
+                skipped_steps=state.skipped_steps,
+                epochs=_epochs(loader, plan),
+                peak_bytes=torch.cuda.max_memory_allocated() if engine.device.type == "cuda" else 0,
+            )
+        )
+        began = now
+        if _after(stage, engine, monitor, state, out, where):
+            break
+
+
+def _epochs(loader: Loader[Inputs], plan: Plan) -> dict[str, float]:
+    """Only where it is cheap to say often: every 50th step."""
+    if plan.step % 50:
+        return {}
+    return dict(zip(loader.names, (round(e, 3) for e in loader.order.epochs(plan.step + 1)), strict=True))
+
+
+def _after(stage: Stage, engine: Local, monitor: Monitor, state: State, out: Path, where: Where) -> bool:
+    """Evaluate and save where it is time; True to stop."""
+    check, last = stage.validate, state.step == stage.steps
+    if check is not None and (state.step % check.every == 0 or last):
+        score = _evaluate(stage, engine, monitor, state, where)
+        better = state.best is None or score > state.best + check.gain
+        state.without_gain = 0 if better else state.without_gain + 1
+        if better:
+            state.best, state.best_step = score, state.step
+        state.stopped = bool(check.patience) and state.without_gain >= check.patience
+        if state.stopped:
+            monitor.event(state.step - 1, "stopped early", {"best": state.best, "best_step": state.best_step})
+        if better:
+            resume.save(engine, state, out)
+    if state.step % stage.save_every == 0 or last or state.stopped:
+        resume.save(engine, state, out)
+        resume.prune(out, stage.keep, state)
+    return state.stopped
+
+
+def _evaluate(stage: Stage, engine: Local, monitor: Monitor, state: State, where: Where) -> float:
+    from ..eval.evaluate import evaluate
+    from ..eval.tasks.shards import tasks_from
+
+    check = stage.validate
+    assert check is not None
+    with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
+        tasks = [t for source in check.data for t in tasks_from(source.open(where), limit=check.limit)]
+        report = evaluate(engine.embedder, tasks, draws=2, progress=False)
+    scores = {t.name: t.score.value for t in report.tasks}
+    engine.embedder.train()
+    mean = sum(scores.values()) / len(scores)
+    monitor.event(state.step - 1, "evaluation", {**{k: round(v, 4) for k, v in scores.items()}, "mean": round(mean, 4)})
+    if check.metric == "mean":
+        return mean
+    if check.metric not in scores:
+        raise ValueError(f"stage {stage.name!r}: validate.metric={check.metric!r}; expected 'mean' or one of {', '.join(scores)}")
+    return scores[check.metric]
+
+
+def _finish(engine: Local, out: Path) -> None:
+    """The embedder's folder into `out`; then the checkpoints may go."""
+    whole = engine.embedder.eval().save(out / "final")
+    for file in whole.iterdir():
+        file.replace(out / file.name)
+    whole.rmdir()
+    shutil.rmtree(out / resume.FOLDER, ignore_errors=True)

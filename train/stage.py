@@ -1,0 +1,160 @@
+"""The Stage step: it moves a model's weights along the gradient of objectives on sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from ..data.loader import Loader, Skipped
+from ..data.mix import Feed
+from ..data.types import Limits, Source, Step, Where
+from ..model.embedder import Embedder, Fixed, Learned
+from ..model.lora import Lora
+from ..model.pool import Pooling
+from ..model.types import Attention, Inputs
+from .engine import Local, Precision
+from .monitor import Wandb
+from .objectives.infonce import InfoNCE
+from .objectives.types import Objective
+from .optim import AdamW
+from .resume import State
+from .step import Bound, Memory
+
+
+@dataclass(frozen=True)
+class Validate:
+    """Evaluation while training. metric: "mean" of the tasks' main metrics, or one task's name; patience: evaluations
+    without a gain of `gain` before the stage stops early, 0 for never."""
+
+    data: tuple[Source, ...]
+    every: int = 100
+    limit: int = 100
+    metric: str = "mean"
+    patience: int = 0
+    gain: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training. Its output is an embedder's folder.
+
+    objectives: by name; a feed names the one that its rows go to. batch, sub_batch: rows; sub_batch 0 is the whole
+    batch. chunk_tokens: tokens of a packed row, "auto" to measure what fits. memory: see train/step.py; "auto" takes the
+    fastest that fits memory_gb (0: half of what is free). clip: greatest gradient norm. keep: newest checkpoints kept;
+    take: which weights are the output.
+    """
+
+    name: str
+    model: Step | str
+    feeds: tuple[Feed, ...]
+    steps: int
+    batch: int = 64
+    sub_batch: int = 0
+    objectives: Mapping[str, tuple[Objective, ...]] = field(default_factory=lambda: {"default": (InfoNCE(),)})
+    optimizer: AdamW = field(default_factory=AdamW)
+    lora: Lora | None = None
+    freeze: tuple[str, ...] = ()
+    scale: Fixed | Learned | None = None
+    pooling: Pooling | None = None
+    attention: Attention | None = None
+    limits: Limits | None = None
+    precision: Precision = "fp32"
+    memory: Memory | Literal["auto"] = "auto"
+    memory_gb: float = 0.0
+    chunk_tokens: int | Literal["auto"] = "auto"
+    clip: float = 1.0
+    validate: Validate | None = None
+    save_every: int = 200
+    keep: int = 1
+    take: Literal["last", "best"] = "last"
+    workers: int = 0
+    prefetch: int = 2
+    on_error: Literal["raise", "skip"] = "raise"
+    max_skipped: int = 100
+    seed: int = 0
+    wandb: Wandb | None = None
+    device: str = ""
+
+    def __post_init__(self) -> None:
+        for feed in self.feeds:
+            if feed.objective not in self.objectives:
+                raise ValueError(
+                    f"stage {self.name!r}: source {feed.source.name!r} wants objective {feed.objective!r}; "
+                    f"there are {', '.join(self.objectives)}"
+                )
+        unused = set(self.objectives) - {f.objective for f in self.feeds}
+        if unused:
+            raise ValueError(f"stage {self.name!r}: no source goes to objective {sorted(unused)[0]!r}")
+        if not self.feeds or self.steps < 1 or self.batch < 1:
+            raise ValueError(f"stage {self.name!r}: feeds={len(self.feeds)}, steps={self.steps}, batch={self.batch}; expected 1 or more of each")  # fmt: skip
+        if self.take == "best" and self.validate is None:
+            raise ValueError(f"stage {self.name!r}: take='best' needs validate=Validate(...)")
+
+    def make(self, out: Path, where: Where) -> None:
+        """Train, from where a killed run left off if `out` holds its checkpoints."""
+        from .loop import run
+
+        run(self, out, where)
+
+    def bounds(self) -> tuple[Bound, ...]:
+        """The objectives with the indices of their sources."""
+        return tuple(
+            Bound(name, tuple(objectives), frozenset(i for i, f in enumerate(self.feeds) if f.objective == name))
+            for name, objectives in self.objectives.items()
+        )
+
+    def load(self, where: Where) -> Embedder:
+        """The model that this stage starts from, with its parts frozen and adapters attached."""
+        from ..model.embedder import freeze
+        from ..model.lora import attach, merged
+
+        path = self.model if isinstance(self.model, str) else where(self.model)
+        embedder = Embedder.load(path, device=self.device or None, dtype="float32")
+        changes = {k: v for k, v in (("scale", self.scale), ("pooling", self.pooling), ("attention", self.attention), ("limits", self.limits)) if v is not None}  # fmt: skip
+        if changes:
+            settings = replace(embedder.settings, **changes)  # type: ignore[arg-type]
+            embedder = Embedder(embedder.backbone, embedder.template, settings, embedder.adapter).to(embedder.device)
+        if self.lora is not None:
+            embedder = attach(merged(embedder), self.lora)
+        freeze(embedder, self.freeze)
+        return embedder
+
+    def loader(self, embedder: Embedder, where: Where, budget: int, state: State | None = None) -> Loader[Inputs]:
+        """This stage's batches, from where `state` stands."""
+        state = state or State()
+        return Loader(
+            [feed.source.open(where) for feed in self.feeds],
+            self.feeds,
+            embedder.format,
+            embedder.limits,
+            batch=self.batch,
+            sub_batch=self.sub_batch or self.batch,
+            seed=self.seed,
+            budget=budget,
+            workers=self.workers,
+            prefetch=self.prefetch,
+            pin=embedder.device.type == "cuda",
+            on_error=self.on_error,
+            max_skipped=self.max_skipped,
+            start=state.step,
+            stop=self.steps,
+            stage=self.name,
+            skipped=Skipped(state.skipped_sources, tuple(state.skipped_keys)),
+        )
+
+    def engine(self, embedder: Embedder) -> Local:
+        return Local(embedder, self.optimizer, self.precision, self.clip)
+
+    def plan(self, where: Where) -> Mapping[str, str]:
+        """What the first step will cost, for `omni2vec plan`."""
+        from .preview import estimates
+
+        return estimates(self, where)
+
+    def preview(self, step: int, where: Where) -> Iterator[str]:
+        """Batch `step` as the model will see it, for `omni2vec show`."""
+        from .preview import preview
+
+        return preview(self, step, where)
