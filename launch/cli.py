@@ -18,13 +18,20 @@ from rich.panel import Panel
 from rich.text import Text
 
 from .. import __version__
-from ..data.types import DataError
+from ..data.types import DataError, Side
+from .help import Verb, Verbs
+
+ABOUT = """Turn any vision-language model into an omni-modal embedder.
+
+Begin with `omni2vec quickstart`. Then copy recipes/quickstart.py, `pack` data of your own, `plan`, `run` and `eval`.
+"""
 
 app = typer.Typer(
     name="omni2vec",
-    help="Turn any vision-language model into an omni-modal embedder.",
+    help=ABOUT,
+    cls=Verbs,
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -39,6 +46,11 @@ Words = Annotated[
     ),
 ]
 Into = Annotated[Path | None, typer.Option("--into", help="The run's folder. By default runs/<recipe>.", metavar="DIR")]
+
+
+Model = Annotated[
+    str, typer.Argument(help="An embedder's folder, or its name on the Hugging Face hub.", metavar="MODEL")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -56,13 +68,12 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(cls=Verb)
 def plan(recipe: RecipeFile, words: Words = None, into: Into = None) -> None:
     """Say what a run would do: order, what is done, what it will cost. Makes nothing.
 
-    [bold]omni2vec plan recipes/quickstart.py[/]
-
-    [bold]omni2vec plan recipes/quickstart.py steps=500 train.optimizer.lr=5e-4[/]
+    omni2vec plan recipes/quickstart.py
+    omni2vec plan recipes/quickstart.py steps=500 train.optimizer.lr=5e-4
     """
     from .load import load
     from .plan import plan as tables
@@ -71,7 +82,7 @@ def plan(recipe: RecipeFile, words: Words = None, into: Into = None) -> None:
     Console().print(tables(loaded, into or Path("runs") / loaded.name))
 
 
-@app.command()
+@app.command(cls=Verb)
 def run(
     recipe: RecipeFile,
     words: Words = None,
@@ -85,11 +96,9 @@ def run(
 ) -> None:
     """Make every step of a recipe that is not done yet. After an interrupt or a kill, the same command goes on.
 
-    [bold]omni2vec run recipes/quickstart.py[/]
-
-    [bold]omni2vec run recipes/real_mini.py data=../data --into runs/mine[/]
-
-    [bold]omni2vec run recipes/quickstart.py train.optimizer.lr=5e-4 --redo train[/]
+    omni2vec run recipes/quickstart.py
+    omni2vec run recipes/real_mini.py data=../data --into runs/mine
+    omni2vec run recipes/quickstart.py train.optimizer.lr=5e-4 --redo train
     """
     _run(recipe, words or [], into, redo or [])
 
@@ -119,18 +128,18 @@ def _say(line: str) -> None:
     Console(highlight=False).print(Text(line), soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=Verb)
 def quickstart(words: Words = None, into: Into = None) -> None:
     """Train a small embedder on the built-in world, score it and release it, in a few minutes on two cores.
 
-    [bold]omni2vec quickstart[/]
+        omni2vec quickstart
 
     It is recipes/quickstart.py: copy that file to begin a recipe of your own.
     """
     _run(Path(__file__).resolve().parent.parent / "recipes" / "quickstart.py", words or [], into, [])
 
 
-@app.command()
+@app.command(cls=Verb)
 def show(
     target: Annotated[
         list[str],
@@ -139,7 +148,9 @@ def show(
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="T", help="Batch T of a stage, as the model will see it.")
     ] = None,
-    stage: Annotated[str, typer.Option("--stage", help="Which stage, where the recipe has several.")] = "",
+    stage: Annotated[
+        str, typer.Option("--stage", metavar="NAME", help="Which stage, where the recipe has several.")
+    ] = "",
     into: Into = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every sample of the shards; exit 1 on a fault.")
@@ -148,11 +159,9 @@ def show(
 ) -> None:
     """Show a batch as the model will see it, the rows of shards, or every fault in them.
 
-    [bold]omni2vec show recipes/quickstart.py --batch 3[/]
-
-    [bold]omni2vec show runs/quickstart/world --limit 5[/]
-
-    [bold]omni2vec show --verify runs/quickstart/world[/]
+    omni2vec show recipes/quickstart.py --batch 3
+    omni2vec show runs/quickstart/world --limit 5
+    omni2vec show --verify runs/quickstart/world
     """
     from . import show as view
 
@@ -170,11 +179,66 @@ def show(
     raise SystemExit(view.verify(paths, console) if verify else view.rows(paths, limit, console))
 
 
-@app.command()
+@app.command(cls=Verb)
+def embed(
+    model: Model,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUTS...", help="Texts, media files, JSON lines, shards or folders of shards, mixed."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The vectors; ids go beside them.", metavar="FILE")] = Path(
+        "vectors.safetensors"
+    ),
+    instruction: Annotated[
+        str, typer.Option("--instruction", metavar="TEXT", help="What the vectors are for, in words.")
+    ] = "",
+    side: Annotated[
+        Side, typer.Option("--side", metavar="query|target", help="As queries, or as the targets that queries find.")
+    ] = "query",
+) -> None:
+    """Write the vectors of texts, pictures, clips and sounds to a safetensors file, and their ids beside it.
+
+        omni2vec embed runs/quickstart/release "a red circle" photo.jpg
+        omni2vec embed MODEL catalogue.jsonl --side target --out catalogue.safetensors
+
+    A line of a JSON-lines file is {"id": "7", "text": "a mug", "image": "mugs/7.jpg"}; its paths are relative to it.
+    """
+    from .embed import embed as write
+
+    rows, size = write(model, inputs, out, instruction, side)
+    _say(f"{rows:,} vectors of {size} components: {out}, ids: {out.with_suffix('.ids.jsonl')}")
+
+
+@app.command(name="eval", cls=Verb)
+def evaluate(
+    model: Model,
+    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Shards, or folders of them.")],
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option("--baseline", metavar="MODEL", help="A model to compare with, in pairs. May be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Keep report.json, report.html and every rank here.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="At most N rows of each task.")] = None,
+) -> None:
+    """Score a model on any shards that declare their task, beside its base if you name one.
+
+    omni2vec eval runs/mine/release my_shards/test
+    omni2vec eval runs/mine/release my_shards/test --baseline org/base-model --out scores
+    """
+    from .score import score
+
+    score(model, shards, baseline or [], out, limit)
+    if out is not None:
+        _say(f"report: {out / 'report.html'}")
+
+
+@app.command(cls=Verb)
 def doctor() -> None:
     """Check this machine: Python, torch and its pair, extras, GPU, compiler, disk. Says what to do for each fault.
 
-    [bold]omni2vec doctor[/]
+    omni2vec doctor
     """
     from .doctor import examine, table
 

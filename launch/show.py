@@ -65,6 +65,19 @@ def rows(paths: Sequence[Path], limit: int, console: Console) -> int:
     return 0
 
 
+def verify(paths: Sequence[Path], console: Console) -> int:
+    """Reads and decodes every sample. Prints each fault with its shard and key; returns the exit status."""
+    from ..data.verify import verify as faults_of
+
+    faults = 0
+    for fault in faults_of(paths):
+        faults += 1
+        console.print(Text(str(fault), style="red"), soft_wrap=True)
+    shards = f"{len(paths)} shard{'s' if len(paths) > 1 else ''}"
+    console.print(f"{shards}: {faults} fault{'s' if faults > 1 else ''}" if faults else f"{shards}: sound")
+    return 1 if faults else 0
+
+
 def row(example: Example) -> RenderableType:
     """One Example in a few lines: what is asked, what is right, what is wrong."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
