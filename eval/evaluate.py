@@ -37,6 +37,7 @@ class Evaluate:
     k: int = 10
 
     def make(self, out: Path, where: Where) -> None:
+        from . import page
         from .compare import compare
         from .report import show
         from .stored import save
@@ -48,6 +49,7 @@ class Evaluate:
         for i, base in enumerate(others):
             save(base, out / "baselines" / str(i))
         save(ours, out, comparisons)
+        page.write(ours, tasks, out / "report.html", comparisons)
         show(ours, comparisons)
 
     def _score(self, model: Step | str, tasks: Sequence[Task], where: Where) -> Report:
@@ -202,7 +204,5 @@ def _check(task: Task) -> None:
         pool = q.candidates if task.pool == "local" else task.candidates
         missing = [r for r in q.right if r not in pool]
         if missing or not q.right:
-            what = (
-                f"right answer {missing[0]!r} is not among its {len(pool)} candidates" if missing else "no right answer"
-            )
+            what = f"right answer {missing[0]!r} is not in its pool of {len(pool)}" if missing else "no right answer"
             raise ValueError(f"task {task.name!r}, query {q.key or q.item.id!r}: {what}")

@@ -1,4 +1,4 @@
-"""The HTML page of a Report: one file that needs nothing else, with queries, their top results and the right ones marked.
+"""The HTML page of a Report: one file that needs nothing else; queries with their top results, right ones marked.
 
 The queries shown are chosen by the digest of their keys, as many right as wrong where there are such; so the page shows
 how the model errs, and the bars say how often.
@@ -84,7 +84,14 @@ class Section:
     shown: list[Shown]
     pairs: list[Pair]
     points: list[tuple[float, float]]  # sts: (label, cosine), both scaled to 0..1
+    extent: tuple[float, ...]  # sts: lowest and highest label, lowest and highest cosine
     differences: list[Difference]  # one a base
+
+    @property
+    def compact(self) -> bool:
+        """Whether every result on show is a few words, so that two queries fit beside each other."""
+        results = [v for q in self.shown for r in q.results for v in r.views]
+        return bool(results) and all(not v.picture and len(v.text) <= 40 for v in results)
 
 
 def write(report: Report, tasks: Sequence[Task], path: Path, comparisons: Sequence[Comparison] = ()) -> None:
@@ -105,7 +112,13 @@ def render(report: Report, tasks: Sequence[Task], comparisons: Sequence[Comparis
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "percent": _percent, "meaning": meaning}
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "percent": _percent,
+        "meaning": meaning,
+        "cosine": _cosine,
+    }
     sections = [_section(i, t, r, comparisons) for i, (t, r) in enumerate(zip(tasks, report.tasks, strict=True))]
     template = environment.get_template("report.html.j2")
     return template.render(
@@ -117,12 +130,18 @@ def meaning(metric: str) -> str:
     family, _, k = metric.partition("@")
     if metric == "hit@1":
         return "share of queries whose first result is right"
-    return MEANS[family].format(k=k) if k or "{k}" not in MEANS[family] else MEANS[family].replace(" the first {k}", "all")
+    return (
+        MEANS[family].format(k=k) if k or "{k}" not in MEANS[family] else MEANS[family].replace(" the first {k}", "all")
+    )
 
 
 def _percent(share: float) -> str:
     """A share as a CSS length, held between 0 and 100%."""
     return f"{100 * min(max(share, 0.0), 1.0):.2f}%"
+
+
+def _cosine(score: float) -> str:
+    return f"{score:.3f}".replace("-0.000", "0.000").replace("-", "\N{MINUS SIGN}")
 
 
 def _section(index: int, task: Task, report: TaskReport, comparisons: Sequence[Comparison]) -> Section:
@@ -135,6 +154,7 @@ def _section(index: int, task: Task, report: TaskReport, comparisons: Sequence[C
         shown=[] if graded else [_shown(task, report, q) for q in chosen(task, report)],
         pairs=_pairs(task, report) if graded else [],
         points=_points(task, report) if graded else [],
+        extent=tuple(float(end(v)) for v in _graded(task, report) for end in (np.min, np.max)) if graded else (),
         differences=[c.tasks[index] for c in comparisons],
     )
 
@@ -163,10 +183,14 @@ def _shown(task: Task, report: TaskReport, q: int) -> Shown:
 
 
 def _places(report: TaskReport) -> list[tuple[str, float]]:
-    """Shares of queries whose first right answer stands first, up to 5th, up to 10th, behind."""
+    """Shares of queries whose first right answer stands first, up to 5th, up to 10th, later; empty ones left out."""
     best = np.array([min(r) for r in report.ranking.right_ranks])
-    edges = [(1, 1, "first"), (2, 5, "2nd to 5th"), (6, 10, "6th to 10th"), (11, None, "behind")]
-    shares = [(name, float(((best >= low) & (best <= (high or best.max()))).mean())) for low, high, name in edges]
+    last = report.candidates if report.pool >= report.candidates - 1 else int(best.max())
+    names = {1: "first", 5: f"2nd to {min(5, last)}th" if last > 3 else "2nd or 3rd", 10: f"6th to {min(10, last)}th"}
+    shares, low = [], 0
+    for high, name in [*names.items(), (max(last, 11), "later")]:
+        shares.append((name, float(((best > low) & (best <= high)).mean())))
+        low = high
     return [(name, share) for name, share in shares if share > 0]
 
 

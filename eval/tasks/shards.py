@@ -27,7 +27,7 @@ def tasks_from(rows: Rows, limit: int | None = None) -> list[Task]:
         example = rows[i]
         if example.task not in KINDS:
             raise DataError(
-                f"{example.key}: task {example.task!r} is none that can be scored; known are {', '.join(KINDS)}"
+                f"{example.key}: task {example.task!r} cannot be scored; known kinds are {', '.join(KINDS)}"
             )
         groups.setdefault((example.source, example.task, example.target_instruction), []).append(example)
     if not groups:

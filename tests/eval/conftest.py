@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import product
 from random import Random
 
 import numpy as np
+import pytest
 import torch
 from omni2vec.data.types import Audio, Blob, Example, Image, Item, Side, Text, Video
 from PIL import Image as Pictures
@@ -158,6 +160,33 @@ def _row(
 
 
 def _scored(example: Example, score: float) -> Example:
-    from dataclasses import replace
-
     return replace(example, scores={"label": (float(score),)})
+
+
+@pytest.fixture(scope="session")
+def bag() -> Bag:
+    return Bag()
+
+
+@pytest.fixture(scope="session")
+def words() -> Bag:
+    """Reads words, sees nothing: the base that a model with eyes is held against."""
+
+    class Words(Bag):
+        digest = "words-only"
+
+        def _part(self, part: object) -> np.ndarray:
+            return super()._part(part) if isinstance(part, Text) else np.full(WIDTH, 1e-3)
+
+    return Words()
+
+
+@pytest.fixture(scope="session")
+def rows() -> Rows:
+    return small_world(count=60)
+
+
+@pytest.fixture
+def made() -> type[Rows]:
+    """Rows in memory, from a list of Examples."""
+    return Rows
