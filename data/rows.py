@@ -202,13 +202,14 @@ def _part(row: Any, find: Find, where: str) -> Part:
         case {"audio": str(name), **rest} if not rest:
             return find("audio", name)
         case {"events": list(events), **rest} if rest.keys() <= {"source"}:
-            return Events(tuple(_event(e, where) for e in events), _text(row, "source", where))
+            return Events(tuple(event(e, where) for e in events), _text(row, "source", where))
     raise DataError(
         f"{where}: a part is one of text, image, video, audio (a string) or events (a list), got {_short(row)}"
     )
 
 
-def _event(row: Any, where: str) -> Event:
+def event(row: Any, where: str) -> Event:
+    """One event of a row or of a table's column."""
     match row:
         case {"action": str(action), "text": str(text), **rest} if rest.keys() <= {"time"}:
             time = rest.get("time", 0.0)

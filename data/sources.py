@@ -1,17 +1,35 @@
-"""Where rows come from: frozen values in a recipe that open to Rows with random access."""
+"""Where rows come from: frozen values in a recipe that open to Rows with random access.
+
+A row's key comes from the data, so it stays the same under every source that serves the row; `Example.source` is the
+name of the source that was opened.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import shutil
 from bisect import bisect_right
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 
-from .shards import Shard
-from .types import DataError, Example, Step, Where, digest
+import numpy as np
+from numpy.typing import NDArray
+
+from .counter import choose
+from .mapping import examples
+from .shards import Shard, write_shards
+from .tables import files
+from .types import DataError, Example, Rows, Source, Step, Where, digest
 
 _OPEN_SHARDS = 64  # kept open at a time: each holds two file handles, of which a process has 1,024
+_LAYOUT = 1  # of the cache beside a table: another number, another folder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,14 +46,141 @@ class Shards:
     def __post_init__(self) -> None:
         if not self.name:
             last = self.folder or (self.at if isinstance(self.at, str) else self.at.name)
-            object.__setattr__(self, "name", Path(last).name.removesuffix(".tar"))
+            _name(self, Path(last).name.removesuffix(".tar"))
 
-    def open(self, where: Where) -> ShardRows:
+    def open(self, where: Where) -> Rows:
         root = (Path(self.at) if isinstance(self.at, str) else where(self.at)) / self.folder
         paths = [root] if root.is_file() else sorted(root.rglob("*.tar"))
         if not paths:
             raise DataError(f"source {self.name!r}: no *.tar under {root}; pack some, or correct the path")
         return ShardRows.of(self.name, paths)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A JSON lines, CSV or Parquet file, or a folder of them, named directly in a recipe.
+
+    columns: which column is what (docs/your_data.md); none for JSON lines of whole rows. media: the folder of the media
+    paths, by default the table's own. At the first opening an index is built beside the table (or, where that folder is
+    read-only, under the user's cache): it holds the rows, the media's sizes and digests, and copies of media that stand
+    inside the table; media files stay where they are. It is built again when the table's size or time changes; delete
+    it when media change under their names.
+    """
+
+    path: str
+    name: str = ""
+    task: str = "retrieval"
+    media: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            _name(self, Path(self.path).stem)
+
+    def open(self, where: Where) -> Rows:
+        path = Path(self.path)
+        tables = files(path)
+        folder = Path(self.media) if self.media else (path if path.is_dir() else path.parent)
+        settings = {"layout": _LAYOUT, **{f: getattr(self, f) for f in ("name", "task", "media")}}
+        settings["columns"] = dict(self.columns)
+        stamp = {str(t): [t.stat().st_size, t.stat().st_mtime_ns] for t in tables}
+        beside = path.with_name(f"{path.name}.index")
+        if not os.access(path.parent, os.W_OK):
+            beside = _user_cache() / digest(str(path.absolute()))
+        cache = beside / digest(json.dumps(settings, sort_keys=True))[:16]
+        if not _fresh(cache, stamp):
+            log.info("source %r: indexing %s", self.name, path)
+            self._build(cache, folder, stamp)
+        return ShardRows.of(self.name, sorted(cache.glob("*.tar")), str(folder.absolute()))
+
+    def _build(self, cache: Path, folder: Path, stamp: Mapping[str, object]) -> None:
+        """Fills the cache, aside and renamed; where another process was quicker, its result is as good."""
+        temporary = cache.with_name(f".{cache.name}.{os.getpid()}.part")
+        shutil.rmtree(temporary, ignore_errors=True)
+        path = Path(self.path)
+        rows = examples(path, columns=self.columns, media=str(folder), task=self.task, source=self.name)
+        try:
+            write_shards(rows, temporary, prefix=path.stem, outside=str(folder.absolute()))
+            (temporary / "stamp.json").write_text(json.dumps(stamp))
+            shutil.rmtree(cache, ignore_errors=True)
+            temporary.rename(cache)
+        except OSError:
+            if not _fresh(cache, stamp):
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Take:
+    """`count` rows of a source, drawn by `seed` and always the same; all of them if there are no more."""
+
+    source: Source
+    count: int
+    seed: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise DataError(f"take from {self.source.name!r}: count={self.count}, expected 1 or more")
+        _name(self, self.name or self.source.name)
+
+    def open(self, where: Where) -> Rows:
+        rows = self.source.open(where)
+        return _picked(self.name, rows, choose(len(rows), self.count, self.seed, "take"))
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """The positives of a source whose score is `value` or more; rows that keep none are left out.
+
+    So that graded pairs enter a contrastive loss only where they are alike: AtLeast(sts, "label", 4.0).
+    """
+
+    source: Source
+    score: str = "label"
+    value: float = 4.0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _name(self, self.name or self.source.name)
+
+    def open(self, where: Where) -> Rows:
+        rows = self.source.open(where)
+        for i in range(len(rows)):
+            if self.score not in rows[i].scores:
+                raise DataError(f"{rows[i].key}: no score {self.score!r}; it has {sorted(rows[i].scores) or 'none'}")
+        kept = [i for i in range(len(rows)) if max(self._right(rows[i])) >= self.value]
+        if not kept:
+            raise DataError(f"source {self.name!r}: no row has a positive with {self.score!r} of {self.value} or more")
+        return _picked(self.name, rows, kept, self)
+
+    def _right(self, example: Example) -> tuple[float, ...]:
+        return example.scores[self.score][: len(example.positives)]
+
+    def cut(self, example: Example) -> Example:
+        """The example with only the positives that count, and their scores."""
+        right = [i for i, s in enumerate(self._right(example)) if s >= self.value]
+        places = [*right, *range(len(example.positives), len(example.positives) + len(example.negatives))]
+        return replace(
+            example,
+            positives=tuple(example.positives[i] for i in right),
+            scores={name: tuple(values[i] for i in places) for name, values in example.scores.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Concat:
+    """The rows of several sources, one behind the other, as one."""
+
+    sources: tuple[Source, ...]
+    name: str
+
+    def open(self, where: Where) -> Rows:
+        if not self.sources:
+            raise DataError(f"source {self.name!r}: nothing to join; name one source or more")
+        opened = tuple(source.open(where) for source in self.sources)
+        return JoinedRows(self.name, opened, tuple(accumulate(len(rows) for rows in opened)))
 
 
 @dataclass
@@ -46,13 +191,16 @@ class ShardRows:
     digest: str
     paths: tuple[Path, ...]
     ends: tuple[int, ...]  # running total of rows at the end of each shard
+    outside: str = ""  # media folder of a table's cache
     opened: OrderedDict[int, Shard] = field(default_factory=OrderedDict, repr=False, compare=False)
 
     @staticmethod
-    def of(name: str, paths: list[Path]) -> ShardRows:
-        lengths, digests, first_keys = [], [], dict[tuple[str, ...], Path]()
+    def of(name: str, paths: list[Path], outside: str = "") -> ShardRows:
+        """Opens each shard once for its counts. Raises DataError where two of them give equal keys."""
+        lengths, digests = list[int](), list[str]()
+        first_keys = dict[tuple[str, ...], Path]()
         for path in paths:
-            shard = Shard(path)
+            shard = Shard(path, outside)
             lengths.append(len(shard))
             digests.append(shard.digest)
             first = (*sorted(shard.index.about["sources"]), shard.index.key(0))
@@ -62,24 +210,91 @@ class ShardRows:
                     f"pack one of them with another prefix or source name"
                 )
             first_keys[first] = path
-        return ShardRows(name, digest("shards", name, *digests), tuple(paths), tuple(accumulate(lengths)))
+        return ShardRows(name, digest("shards", name, *digests), tuple(paths), tuple(accumulate(lengths)), outside)
 
     def __len__(self) -> int:
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"source {self.name!r}: row {index} of {len(self)}")
-        i = bisect_right(self.ends, index)
-        return self._shard(i).example(index - (self.ends[i - 1] if i else 0), self.name)
+        i, at = _place(self.name, self.ends, index)
+        return self._shard(i).example(at, self.name)
 
     def _shard(self, i: int) -> Shard:
         if i not in self.opened:
             if len(self.opened) >= _OPEN_SHARDS:
                 self.opened.popitem(last=False)
-            self.opened[i] = Shard(self.paths[i])
+            self.opened[i] = Shard(self.paths[i], self.outside)
         self.opened.move_to_end(i)
         return self.opened[i]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "opened": OrderedDict()}
+
+
+@dataclass(frozen=True)
+class PickedRows:
+    """Some rows of others, in ascending order."""
+
+    name: str
+    digest: str
+    rows: Rows
+    picked: NDArray[np.int64]
+    least: AtLeast | None = None
+
+    def __len__(self) -> int:
+        return len(self.picked)
+
+    def __getitem__(self, index: int) -> Example:
+        _place(self.name, (len(self),), index)
+        example = replace(self.rows[int(self.picked[index])], source=self.name)
+        return self.least.cut(example) if self.least else example
+
+
+def _picked(name: str, rows: Rows, picked: list[int], least: AtLeast | None = None) -> PickedRows:
+    places = np.array(picked, dtype=np.int64)
+    cut = f"{least.score} {least.value!r}" if least else ""
+    return PickedRows(name, digest("picked", name, rows.digest, cut, places.tobytes()), rows, places, least)
+
+
+@dataclass(frozen=True)
+class JoinedRows:
+    """Rows behind rows."""
+
+    name: str
+    parts: tuple[Rows, ...]
+    ends: tuple[int, ...]
+
+    @property
+    def digest(self) -> str:
+        return digest("joined", self.name, *(rows.digest for rows in self.parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        i, at = _place(self.name, self.ends, index)
+        return replace(self.parts[i][at], source=self.name)
+
+
+def _place(name: str, ends: tuple[int, ...], index: int) -> tuple[int, int]:
+    """(which part, which row of it) of a row, where the parts end at `ends`. Raises IndexError outside."""
+    if not 0 <= index < ends[-1]:
+        raise IndexError(f"source {name!r}: row {index} of {ends[-1]}")
+    i = bisect_right(ends, index)
+    return i, index - (ends[i - 1] if i else 0)
+
+
+def _name(source: object, name: str) -> None:
+    """Settles a default name when the frozen value is made, so that a record shows it."""
+    object.__setattr__(source, "name", name)
+
+
+def _fresh(cache: Path, stamp: Mapping[str, object]) -> bool:
+    try:
+        return bool(json.loads((cache / "stamp.json").read_text()) == stamp)
+    except (OSError, ValueError):
+        return False
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omni2vec" / "tables"

@@ -1,1 +1,1 @@
-"""Foreign formats to shards, one a file."""
+"""Converting: tables into shards (pack), and small public sets into the tasks that they can serve, one file a set."""
