@@ -32,6 +32,10 @@ class Segments:
     prefix: tuple[int, ...]
     attention: Attention
 
+    def __post_init__(self) -> None:
+        if self.attention == "bidirectional" and self.lengths != self.prefix:
+            raise ValueError("an answer would leak into its own vector under bidirectional attention; use attention='prefix'")
+
     @cached_property
     def runs(self) -> list[tuple[int, int, int]]:
         """(count, length, prefix) of neighbouring segments of equal shape: each run is one batched call."""

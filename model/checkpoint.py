@@ -93,7 +93,15 @@ def _rules(folder: Path, base: Path) -> tuple[Template, Settings]:
     from .layouts import layout_of
 
     layout = layout_of(folder, base)
-    return layout.template, Settings(pooling=layout.pooling, attention=layout.attention, normalise=layout.normalise, limits=layout.limits)  # fmt: skip
+    settings = Settings(
+        pooling=layout.pooling,
+        attention=layout.attention,
+        mask_instruction=layout.mask_instruction,
+        normalise=layout.normalise,
+        dim=layout.truncate,
+        limits=layout.limits,
+    )
+    return layout.template, settings
 
 
 def _backbone(base: Path, template: Template, settings: Settings, dtype: torch.dtype, trust: bool) -> nn.Module:
@@ -109,7 +117,8 @@ def _backbone(base: Path, template: Template, settings: Settings, dtype: torch.d
             return qwen_vl.QwenVL.load(base, template, dtype, settings.mask_instruction)
         from .backbones.text import TextLM
 
-        return TextLM.load(base, template, dtype, settings.mask_instruction, trust_remote_code=trust)
+        text: nn.Module = TextLM.load(base, template, dtype, settings.mask_instruction, trust_remote_code=trust)
+        return text
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{base}: the checkpoint cannot be read ({error}); was the download or copy cut short?") from error
 
@@ -153,7 +162,8 @@ def save(embedder: Embedder, folder: Path) -> Path:
     if embedder.adapter is not None:
         embedder.adapter.save_pretrained(str(aside), safe_serialization=True)
     else:
-        embedder.base.model.save_pretrained(str(aside), safe_serialization=True)
+        stock: Any = embedder.base.model
+        stock.save_pretrained(str(aside), safe_serialization=True)
     processor = embedder.backbone.processor
     processor.save_pretrained(str(aside))
     (aside / RECORD).write_text(json.dumps(record(embedder), indent=2, ensure_ascii=False))

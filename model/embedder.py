@@ -154,6 +154,8 @@ class Embedder(nn.Module):
                 return pool.mean(hidden, inputs)
             case "weighted":
                 return pool.weighted_mean(hidden, inputs)
+            case "cls":
+                return pool.first_token(hidden, inputs)
             case "latent":
                 assert self.latent is not None
                 pooled: Tensor = self.latent(hidden, inputs)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -105,12 +105,15 @@ def _item(value: Any, where: str) -> Item:
     return Item((_part("text" if isinstance(value, str) else "image", value, where),))
 
 
+_KINDS: dict[str, Literal["image", "video", "audio"]] = {"image": "image", "video": "video", "audio": "audio"}
+
+
 def _part(kind: str, value: Any, where: str) -> Part:
     from ..data.parts import probe
 
     if kind == "text":
         return Text(value.read_text() if isinstance(value, Path) else str(value))
-    if kind not in ("image", "video", "audio"):
+    if kind not in _KINDS:
         raise ValueError(f"{where}: a part named {kind!r}; parts are text, image, video, audio")
     if isinstance(value, bytes):
         blob = Blob(value)
@@ -124,4 +127,4 @@ def _part(kind: str, value: Any, where: str) -> Part:
         blob = Blob(buffer.getvalue())
     else:
         raise ValueError(f"{where}: a {kind} given as {type(value).__name__}; give bytes, a path or (image) a PIL image")
-    return probe(kind, blob, where)
+    return probe(_KINDS[kind], blob, where)

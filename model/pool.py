@@ -1,4 +1,4 @@
-"""Hidden states of a packed row to one vector per segment: last token, mean, weighted mean, latent attention.
+"""Hidden states of a packed row to one vector per segment: last or first token, mean, weighted mean, latent attention.
 
 Pooling looks at the prompt only, never at the answer behind it, so an answer cannot leak into its own vector.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .types import Inputs
 
-Pooling = Literal["last", "mean", "weighted", "latent"]
+Pooling = Literal["last", "mean", "weighted", "cls", "latent"]
 
 
 def _starts(inputs: Inputs) -> list[int]:
@@ -30,6 +30,11 @@ def last_token(hidden: Tensor, inputs: Inputs) -> Tensor:
     """hidden (T, d) -> (n, d): the state of each prompt's last token."""
     at = [start + prefix - 1 for start, prefix in zip(_starts(inputs), inputs.prefix, strict=True)]
     return hidden[torch.tensor(at).to(hidden.device, non_blocking=True)]
+
+
+def first_token(hidden: Tensor, inputs: Inputs) -> Tensor:
+    """hidden (T, d) -> (n, d): the state of each segment's first token, as BERT-type encoders have it."""
+    return hidden[torch.tensor(_starts(inputs)).to(hidden.device, non_blocking=True)]
 
 
 def _weighted(hidden: Tensor, weight: Tensor, inputs: Inputs) -> Tensor:

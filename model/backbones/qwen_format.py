@@ -17,7 +17,7 @@ from torch import Tensor
 from ...data.types import Audio, Cost, DataError, Image, Limits, Prompted, Video
 from ..template import Template
 from ..types import Inputs
-from .patches import Geometry, fit, of_image, of_video
+from .patches import Geometry, fit, fit_qwen2_video, fit_qwen3_video, of_image, of_video
 from .segments import Medium, Segment, Tokens
 
 Kind = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -62,7 +62,12 @@ class QwenMedia:
                 indices, seconds = sample_ends(part, limits.fps, frames)
             else:
                 indices, seconds = sample(part, limits.fps, frames, self.geometry.temporal)
-            h, w = fit(part.width, part.height, self.factor, min(least, most), most)
+            count, sizes = len(indices), (self.factor, min(least, most), most)
+            if self.kind == "qwen3_vl":  # whose limits are of all frames together
+                sizes = (self.factor, sizes[1] * count, sizes[2] * count)
+                h, w = fit_qwen3_video(count, part.width, part.height, *sizes, self.geometry.temporal)
+            else:
+                h, w = fit_qwen2_video(count, part.width, part.height, *sizes, self.geometry.temporal)
             steps = -(-len(indices) // self.geometry.temporal)
             return Medium(part, h, w, (steps, h // patch, w // patch), tuple(indices), tuple(seconds))
         raise DataError(f"{self.kind} has no ears: an audio part needs a backbone with an audio tower or an adapter")

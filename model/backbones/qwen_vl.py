@@ -70,7 +70,9 @@ class QwenVL(nn.Module):
         """uint8 (n, 3 * rest), channel first in each patch -> normalised, in the tower's dtype."""
         mean, std = (getattr(self, name).to(torch.float32)[:, None] for name in ("mean", "std"))
         shaped = patches.unflatten(1, (3, -1)).to(torch.float32)
-        return ((shaped - mean) / std).flatten(1).to(next(self.tower.parameters()).dtype)
+        dtype: torch.dtype = next(self.tower.parameters()).dtype
+        pixels: Tensor = ((shaped - mean) / std).flatten(1).to(dtype)
+        return pixels
 
     def towers(self, inputs: Inputs) -> Towers:
         """Features of every media token, pictures first, then clips: one call for both."""
@@ -135,4 +137,4 @@ def _nests(processor: Any) -> bool:
     text = "<|vision_start|><|video_pad|><|vision_end|>"
     ids = processor(text=[text], videos=[clip], video_metadata=[meta], do_sample_frames=False)["input_ids"][0]
     start = processor.tokenizer.convert_tokens_to_ids("<|vision_start|>")
-    return int(ids[0]) == start
+    return bool(ids[0] == start)
