@@ -67,7 +67,7 @@ def pairs(a: Sequence[str], b: Sequence[str], n: int = 15, budget_s: float = flo
 
 
 def run(command: Sequence[str], timeout_s: float = 600) -> dict[str, Any]:
-    """Runs one command and gives the JSON object on the last line it prints. One thread, unless OMP_NUM_THREADS is set."""
+    """Runs one command and gives the JSON object of its last line. One thread, unless OMP_NUM_THREADS is set."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False)
     if done.returncode:
