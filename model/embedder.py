@@ -133,10 +133,9 @@ class Embedder(nn.Module):
     @property
     def scale(self) -> Tensor:
         """The inverse temperature, (1,)."""
+        log = self.log_scale.float() if self.log_scale.dtype in (torch.float16, torch.bfloat16) else self.log_scale
         scale = self.settings.scale
-        if isinstance(scale, Learned):
-            return self.log_scale.float().exp().clamp(max=scale.max)
-        return self.log_scale.float().exp()
+        return log.exp().clamp(max=scale.max) if isinstance(scale, Learned) else log.exp()
 
     @property
     def digest(self) -> str:

@@ -103,7 +103,7 @@ class Local:
         return not any(p.requires_grad for k in ("tower", "projector") for p in groups.get(k, ()))
 
     def backward(self, root: Tensor) -> None:
-        root.backward()  # type: ignore[no-untyped-call]
+        root.backward()
 
     def update(self, step: int, total: int) -> Updated:
         """Clip, apply unless something is not finite, forget the gradient."""

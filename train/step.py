@@ -8,7 +8,7 @@ boundaries (activation checkpointing), so that the second pass is the recomputat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -91,21 +91,41 @@ def cached_step(
     again: reads and collates a chunk once more; with memory "vectors", chunks beyond `host_bytes` are not kept.
     """
     local = local_terms(bounds)
-    labels = {name: sum(plan.labels(g) for g in groups) for name, (groups, _) in local.items()}
     with engine.autocast():
         kept, vectors, scale, bad = _first_pass(engine, plan, chunks, _callables(local), memory, host_bytes)
+    labels = {name: _labels(plan, groups, bad) for name, (groups, _) in local.items()}
     relation = plan.relation.to(vectors.device)
     good = torch.ones(len(plan.keys), dtype=torch.bool, device=vectors.device)
     good[sorted(bad)] = False
     done = Done(0.0, rows=int(good.sum()), failed=len(bad))
     d_vectors, d_scale = _loss(vectors, scale, relation, good, bounds, clock, done)
-    weights = {n: (o.weight / labels[n] if labels[n] else 0.0) for n, (_, o) in local.items()}  # type: ignore[attr-defined]
+    weights = {n: (o.weight / labels[n] if labels[n] else 0.0) for n, (_, o) in local.items()}
     sums = _second_pass(engine, plan, kept, d_vectors, d_scale, _callables(local), weights, again, bad)
     for name, total in sums.items():
         if labels[name]:
             done.losses[name] = total / labels[name]
             done.loss += weights[name] * total
     return done
+
+
+def _labels(plan: Plan, groups: frozenset[int], bad: set[int]) -> int:
+    """Next-token labels of the whole batch, by which a Local sum is divided: those of rows that were decoded."""
+    return sum(
+        c.labels
+        for c, g, (q, _) in zip(plan.costs, plan.groups, plan.slots, strict=True)
+        if g in groups and q not in bad
+    )
+
+
+def _silent(inputs: Inputs) -> Inputs:
+    """The chunk without the labels of segments that could not be decoded."""
+    if not inputs.failed:
+        return inputs
+    labels = inputs.labels.clone()
+    for segment in inputs.failed:
+        start = sum(inputs.lengths[:segment])
+        labels[start : start + inputs.lengths[segment]] = -100
+    return replace(inputs, labels=labels)
 
 
 def _first_pass(
@@ -121,7 +141,7 @@ def _first_pass(
     for chunk, inputs in zip(plan.chunks, chunks, strict=True):
         entries = torch.tensor(chunk.entries)
         bad |= {plan.slots[chunk.entries[s]][0] for s in inputs.failed if s < len(chunk.entries)}
-        state = _Chunk(entries)
+        state, inputs = _Chunk(entries), _silent(inputs)
         if keep_graph:
             with offloading(memory == "offloaded", engine.device):
                 encoded = engine.embed(inputs, terms)
@@ -173,7 +193,7 @@ def _loss(
             else:
                 continue
             done.losses[_name(bound, objective)] = float(value.detach())
-            total = total + objective.weight * value  # type: ignore[attr-defined]
+            total = total + objective.weight * value
     done.loss = float(total.detach())
     if not total.requires_grad:
         return torch.zeros_like(vectors), torch.zeros_like(scale)
@@ -225,7 +245,7 @@ def _replay(
     if inputs is None:
         if again is None:
             raise ValueError(f"chunk {index} was not kept and there is no way to read it again; raise host_bytes")
-        inputs = again(plan, index)
+        inputs = _silent(again(plan, index))
     assert state.rng is not None
     after = _rng(engine.device)
     _set_rng(state.rng, engine.device)

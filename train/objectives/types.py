@@ -27,6 +27,9 @@ class Contrastive(Protocol):
     Differentiable in query, docs and scale. Rows of the Relation are the rows of query and docs.
     """
 
+    @property
+    def weight(self) -> float: ...
+
     def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount: ...
 
 
@@ -34,12 +37,18 @@ class Contrastive(Protocol):
 class Pairwise(Protocol):
     """similarity (B,) cosines and score (B,) graded labels, the same on every rank -> the loss, ()."""
 
+    @property
+    def weight(self) -> float: ...
+
     def pairwise(self, similarity: Tensor, score: Tensor, clock: Clock) -> Tensor: ...
 
 
 @runtime_checkable
 class Local(Protocol):
     """logits (m, V) at the labelled positions and labels (m,): local to a row, inside the engine's forward."""
+
+    @property
+    def weight(self) -> float: ...
 
     def local(self, logits: Tensor, labels: Tensor) -> SumCount: ...
 
