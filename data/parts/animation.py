@@ -28,12 +28,12 @@ def durations(data: bytes, where: str) -> list[float]:
 
 def _webp(data: bytes) -> Iterator[float]:
     """ANMF chunks: the duration is 24 bits of milliseconds, 12 bytes into the frame."""
-    at = 12
-    while at + 8 <= len(data):
+    at, end = 12, 8 + struct.unpack_from("<I", data, 4)[0]
+    if end > len(data):
+        raise IndexError
+    while at + 8 <= end:
         name, size = struct.unpack_from("<4sI", data, at)
         if name == b"ANMF":
-            if at + 8 + size > len(data):
-                raise IndexError
             yield int.from_bytes(data[at + 20 : at + 23], "little") / 1000
         at += 8 + size + size % 2
 

@@ -155,9 +155,9 @@ def _eight_bits(picture: Picture) -> Picture:
     import numpy as np
     import PIL.Image
 
-    values = np.asarray(picture).astype(np.float64)
+    values = np.nan_to_num(np.asarray(picture).astype(np.float64))
     if picture.mode != "F":
         values = values / 257
     elif values.max(initial=0) <= 1:
         values = values * 255
-    return PIL.Image.fromarray(np.nan_to_num(values).round().clip(0, 255).astype(np.uint8))
+    return PIL.Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
