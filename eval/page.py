@@ -6,6 +6,7 @@ how the model errs, and the bars say how often.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,13 +186,15 @@ def _shown(task: Task, report: TaskReport, q: int) -> Shown:
 def _places(report: TaskReport) -> list[tuple[str, float]]:
     """Shares of queries whose first right answer stands first, up to 5th, up to 10th, later; empty ones left out."""
     best = np.array([min(r) for r in report.ranking.right_ranks])
-    last = report.candidates if report.pool >= report.candidates - 1 else int(best.max())
-    names = {1: "first", 5: f"2nd to {min(5, last)}th" if last > 3 else "2nd or 3rd", 10: f"6th to {min(10, last)}th"}
-    shares, low = [], 0
-    for high, name in [*names.items(), (max(last, 11), "later")]:
-        shares.append((name, float(((best > low) & (best <= high)).mean())))
-        low = high
+    last = max(math.ceil(report.pool), int(best.max()))
+    edges = [("first", 1, 1), (_span(2, min(5, last)), 2, 5), (_span(6, min(10, last)), 6, 10), ("later", 11, last)]
+    shares = [(name, float(((best >= low) & (best <= high)).mean())) for name, low, high in edges]
     return [(name, share) for name, share in shares if share > 0]
+
+
+def _span(low: int, high: int) -> str:
+    first, last = (f"{n}{ {2: 'nd', 3: 'rd'}.get(n, 'th') }" for n in (low, high))
+    return first if high <= low else f"{first} to {last}"
 
 
 def _points(task: Task, report: TaskReport) -> list[tuple[float, float]]:

@@ -103,7 +103,7 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    return f"{100 * value:+.1f}"
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # no "-0.0"
 
 
 def _change(d: Difference) -> str:

@@ -1,4 +1,4 @@
-"""Items as a page shows them: small pictures and clips as data URIs, texts cut short, sounds as a note."""
+"""Items as a page shows them: small pictures, clips and short sounds as data URIs, texts cut short."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ SIDE = 224  # pixels of a still's longer side
 CLIP_SIDE, CLIP_FRAMES = 144, 8
 CHARACTERS, EVENTS = 360, 6
 QUALITY = 78  # of WebP
+SOUND_BYTES = 48 << 10  # a longer sound is only named: a page holds dozens
+SOUNDS = {b"RIFF": "audio/wav", b"OggS": "audio/ogg", b"fLaC": "audio/flac", b"ID3": "audio/mpeg"}  # by first bytes
 
 
 @dataclass(frozen=True)
 class View:
-    """One part: `text`, or a `picture` (data URI) that `note` describes, or a note alone."""
+    """One part: `text`, or a `picture` or `sound` (data URIs) that `note` describes, or a note alone."""
 
     text: str = ""
     picture: str = ""
+    sound: str = ""
     note: str = ""
 
 
@@ -40,13 +43,22 @@ def _view(part: Part, where: str, side: int) -> View:
         case Events(events, source):
             tail = "; ".join(f"{e.action} {e.text}" for e in events[-EVENTS:])
             return View(text=_cut(tail), note=f"{source or 'events'}, the last of {len(events):,}")
-        case Audio(_, seconds, rate):
-            return View(note=f"sound, {seconds:.1f} s at {rate / 1000:g} kHz")
+        case Audio():
+            return _sound(part)
         case Image() | Video():
             try:
                 return _still(part, where, side) if isinstance(part, Image) else _clip(part, where)
             except DataError as error:
                 return View(note=f"cannot be shown: {error}")
+
+
+def _sound(audio: Audio) -> View:
+    note = f"sound, {audio.seconds:.1f} s at {audio.rate / 1000:g} kHz"
+    data = audio.blob.read()
+    kind = next((kind for start, kind in SOUNDS.items() if data.startswith(start)), "")
+    if not kind or len(data) > SOUND_BYTES:
+        return View(note=note)
+    return View(sound=f"data:{kind};base64,{base64.b64encode(data).decode()}", note=note)
 
 
 def _still(image: Image, where: str, side: int) -> View:

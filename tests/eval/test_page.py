@@ -12,7 +12,7 @@ from omni2vec.eval import page
 from omni2vec.eval.compare import compare
 from omni2vec.eval.evaluate import evaluate
 from omni2vec.eval.tasks.shards import tasks_from
-from omni2vec.eval.thumbnails import CHARACTERS, views
+from omni2vec.eval.thumbnails import CHARACTERS, SOUND_BYTES, views
 from omni2vec.eval.types import Query, Task
 
 VOID = {"meta", "img", "br", "path", "circle"}
@@ -52,7 +52,7 @@ def test_the_page_needs_nothing_but_itself(drawn) -> None:
         assert tag not in ("script", "link", "iframe")
         for name in ("src", "href", "srcset"):
             value = attributes.get(name) or "#"
-            assert value.startswith(("data:image/webp;base64,", "#")), (tag, value[:80])
+            assert value.startswith(("data:image/webp;base64,", "data:audio/wav;base64,", "#")), (tag, value[:80])
     assert "http" not in re.sub(r"base64,[^\"]+", "", drawn[2])
 
 
@@ -93,6 +93,14 @@ def test_the_page_is_the_same_every_time(drawn) -> None:
     assert page.render(report, tasks) != text  # which also shows a base
 
 
+def test_places_are_named_to_the_end_of_the_pool(drawn) -> None:
+    by_name = {t.name: dict(page._places(t)) for t in drawn[1].tasks if t.kind != "sts"}
+    assert set(by_name["colour"]) == {"first", "2nd to 4th"}
+    assert set(by_name["captions"]) <= {"first", "2nd to 5th", "6th to 10th", "later"}
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in by_name.values())
+    assert page._span(2, 2) == "2nd"
+
+
 def test_texts_cannot_become_markup(bag) -> None:
     evil = "<script>alert('red')</script>"
     items = {"a": Item.text(evil), "b": Item.text("b")}
@@ -114,12 +122,19 @@ def test_shares_and_chance_are_written_beside_the_bar(drawn) -> None:
     assert all(sum(label.startswith(e) for label in labels) == 2 * expected.count(e) for e in expected)
 
 
-def test_a_clip_stays_a_moving_picture_and_a_sound_is_a_note(rows) -> None:
+def test_a_clip_stays_a_moving_picture(rows) -> None:
     clip = next(e for e in rows if e.source == "clips").positives[0]
     (view,) = views(clip, "here")
     assert view.picture.startswith("data:image/webp;base64,UklGR")
     assert view.note == "clip, 1.5 s"
-    assert views(Item((Audio(Blob(b""), 2.0, 16000),)), "here")[0].note == "sound, 2.0 s at 16 kHz"
+
+
+def test_a_short_sound_can_be_played_and_a_long_or_unknown_one_is_named() -> None:
+    heads = (b"RIFF", b"RIFF" + bytes(SOUND_BYTES), b"what is this")
+    short, long, unknown = (views(Item((Audio(Blob(data), 2.0, 16000),)), "here")[0] for data in heads)
+    assert short.sound == "data:audio/wav;base64,UklGRg=="
+    assert long.sound == unknown.sound == ""
+    assert short.note == long.note == unknown.note == "sound, 2.0 s at 16 kHz"
 
 
 def test_a_medium_that_cannot_be_read_says_so_in_its_place() -> None:
