@@ -17,7 +17,7 @@ from .index import SUFFIX, Builder, Index, index_path, quick_digest
 from .parts import Kind, probe
 from .rows import Find, Medium, parse, to_example, to_row
 from .scan import build_index, rows
-from .tars import BLOCK, ending, header, padding, raising
+from .tars import BLOCK, Readable, ending, header, padding, raising
 from .types import Blob, DataError, Example, Part, Progress
 from .verify import Fault, verify
 
@@ -171,16 +171,31 @@ def stream(url: str) -> Iterator[Example]:
     gopen = import_module("webdataset.gopen").gopen  # the package itself puts a function over this module's name
 
     try:
-        opened = gopen(url)
+        file = gopen(url)
     except (OSError, ValueError) as error:
         raise DataError(f"{url}: cannot be opened ({error}); does it exist?") from error
+    fault: BaseException | None = None
+    try:
+        yield from _streamed(file, url)
+    except BaseException as error:
+        fault = error
+        raise
+    finally:
+        try:
+            file.close()
+        except OSError as error:
+            # A command whose reader left early fails too, which is no fault of its own.
+            if fault is None or isinstance(fault, DataError):
+                raise DataError(f"{url}: the command failed ({error}); what it gave is not whole") from fault
+
+
+def _streamed(file: Readable, url: str) -> Iterator[Example]:
     count = 0
-    with opened as file:
-        for sample, row, kinds in rows(file, url, raising(url)):
-            where = f"{url}: sample {sample.key}"
-            parts = {n: probe(k, Blob(sample.media[n].data), f"{where}: {n}") for n, k in kinds.items()}
-            yield to_example(row, _found(parts), f"{row.get('source', '')}/{sample.key}", where)
-            count += 1
+    for sample, row, kinds in rows(file, url, raising(url)):
+        where = f"{url}: sample {sample.key}"
+        parts = {n: probe(k, Blob(sample.media[n].data), f"{where}: {n}") for n, k in kinds.items()}
+        yield to_example(row, _found(parts), f"{row.get('source', '')}/{sample.key}", where)
+        count += 1
     if not count:
         raise DataError(f"{url}: no samples in it; is it the right address?")
 

@@ -28,7 +28,7 @@ class Fault:
 
 
 def verify(paths: Iterable[Path | str]) -> Iterator[Fault]:
-    """Every fault of these shards, in order: of the tar, the rows, the media (each is decoded) and the index.
+    """Every fault of these shards, as they are found: of the tar, the rows, the media (each is decoded) and the index.
 
     Yields nothing where all is sound. A missing index is no fault: it is built at the first reading.
     """
@@ -98,8 +98,8 @@ def _medium(sample: Sample, name: str, kind: Kind, recorded: Mapping[str, Part] 
     try:
         part = probe(kind, Blob(member.data), name)
         _decode(part, name)
-    except DataError as error:
-        fault(sample.key, str(error))
+    except Exception as error:  # a codec may raise anything on damaged bytes, and the other samples want verifying
+        fault(sample.key, str(error) if isinstance(error, DataError) else f"{name}: cannot be decoded ({error!r})")
         return
     if recorded is None:
         return

@@ -28,7 +28,9 @@ def contents(example: Example) -> list[object]:
         return p if not hasattr(p, "blob") else (type(p), p.blob.read(), [getattr(p, f) for f in p.__slots__[1:]])
 
     items = (example.query, *example.positives, *example.negatives)
-    said = [getattr(example, f) for f in ("task", "known", "label", "instruction", "target_instruction", "answer", "scores")]
+    said = [
+        getattr(example, f) for f in ("task", "known", "label", "instruction", "target_instruction", "answer", "scores")
+    ]
     return [*said, *((item.id, [of(p) for p in item.parts]) for item in items), len(example.positives)]
 
 
@@ -55,7 +57,7 @@ def test_equal_examples_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_the_order_of_scores_in_a_mapping_does_not_change_the_bytes(tmp_path: Path) -> None:
     for folder, names in (("a", ("x", "y")), ("b", ("y", "x"))):
-        example = Example("k", "s", "sts", Item.text("q"), (Item.text("p"),), scores={n: (1.0,) for n in names})
+        example = Example("k", "s", "sts", Item.text("q"), (Item.text("p"),), scores=dict.fromkeys(names, (1.0,)))
         write_shards([example], tmp_path / folder)
     assert (tmp_path / "a/shard-000000.tar").read_bytes() == (tmp_path / "b/shard-000000.tar").read_bytes()
 
