@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -171,7 +172,7 @@ def show(
 
         loaded = load(Path(target[0]), target[1:])
         for part in view.batch(loaded, into or Path("runs") / loaded.name, batch or 0, stage):
-            console.print(part)
+            console.print(view.hanging(part, console.width) if isinstance(part, str) else part)
         return
     if batch is not None or stage:
         raise DataError(f"{target[0]}: --batch and --stage go with a recipe (a .py file or a record.json).")
@@ -250,6 +251,7 @@ def doctor() -> None:
 
 def main() -> NoReturn:
     """The console script. Bad input is one panel and exit 2; OMNI2VEC_TRACEBACK=1 shows where it was raised."""
+    _quiet()
     try:
         app()
     except (DataError, ImportError) as error:
@@ -260,6 +262,14 @@ def main() -> NoReturn:
         _complain(str(error))
         sys.exit(2)
     sys.exit(0)
+
+
+def _quiet() -> None:
+    """Before transformers is imported: what it says to programmers is not for the user of this command."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights, too: noise in a log
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _complain(message: str) -> None:

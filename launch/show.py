@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from .graph import Recipe, needs
 from .run import Folder
 from .words import RecipeError, closest
 
+LABEL = 12  # width of the labels in a stage's preview
 SHOWN = 4  # positives and negatives of a row that are listed
 
 
@@ -38,6 +40,13 @@ def batch(recipe: Recipe, at: Path, step: int, stage: str = "") -> Iterator[Rend
             f"{at}: stage '{chosen.name}' reads {', '.join(missing)}, not made yet. Run the recipe first: omni2vec run."
         )
     yield from chosen.preview(step, folder)
+
+
+def hanging(line: str, width: int) -> Text:
+    """A line of a preview, as it is; what does not fit goes on below the text, to the right of its label."""
+    under = " " * LABEL if line.startswith("  ") else ""
+    pieces = textwrap.wrap(line, width, subsequent_indent=under, replace_whitespace=False, break_on_hyphens=False)
+    return Text("\n".join(pieces))
 
 
 def tars(paths: Sequence[Path]) -> list[Path]:
