@@ -141,6 +141,55 @@ def quickstart(words: Words = None, into: Into = None) -> None:
 
 
 @app.command(cls=Verb)
+def pack(
+    table: Annotated[
+        Path,
+        typer.Argument(metavar="TABLE", help="JSON lines, CSV or Parquet, or a folder of them; with --set, its files."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the shards.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column", metavar="FIELD=SPEC", help="What fills a field: query, positives, label, ... May be repeated."
+        ),
+    ] = None,
+    media: Annotated[
+        Path | None,
+        typer.Option("--media", metavar="DIR", help="What media paths are relative to. By default the table's folder."),
+    ] = None,
+    task: Annotated[
+        str, typer.Option("--task", metavar="KIND", help="Of rows that do not say so themselves.")
+    ] = "retrieval",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="The source's name. By default the table's.")
+    ] = "",
+    known: Annotated[
+        str, typer.Option("--set", metavar="NAME", help="Convert the files of this set: banking, emoji, ...")
+    ] = "",
+    max_mb: Annotated[int, typer.Option("--max-mb", metavar="MB", min=1, help="Size of a shard.")] = 256,
+) -> None:
+    r"""Turn a table and its media into shards, which training and scoring read.
+
+    omni2vec pack mugs.csv shards/mugs \
+        --column query=text:title --column positives=image:photo
+    omni2vec pack rows.jsonl shards/mine --media photos
+    omni2vec pack banking/ shards/banking --set banking
+
+    A spec is KIND:COLUMN (text, image, video, audio), joined by ' + ' for one item of several parts, by ' | ' for
+    several items. JSON lines of whole rows, as docs/shards.md has them, need no --column. docs/your_data.md says more.
+    """
+    from . import pack as packing
+
+    if known:
+        made = packing.known_set(known, table, out)
+    else:
+        made = packing.table(table, out, column or [], media, task, name, max_mb << 20)
+    kilobytes = sum(path.stat().st_size for path in made) / 1e3
+    size = f"{kilobytes:,.0f} kB" if kilobytes < 1e4 else f"{kilobytes / 1e3:,.0f} MB"
+    _say(f"{len(made)} shard{'s' * (len(made) > 1)}, {size}: {out}. Look at them: omni2vec show {out}")
+
+
+@app.command(cls=Verb)
 def show(
     target: Annotated[
         list[str],
@@ -226,7 +275,7 @@ def evaluate(
     """Score a model on any shards that declare their task, beside its base if you name one.
 
     omni2vec eval runs/mine/release my_shards/test
-    omni2vec eval runs/mine/release my_shards/test --baseline org/base-model --out scores
+    omni2vec eval runs/mine/release my_shards/test --baseline org/base --out scores
     """
     from .score import score
 

@@ -5,6 +5,7 @@ Written here because a help page that teaches needs its examples whole and no co
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -50,10 +51,9 @@ class Verbs(TyperGroup):
 
 def _head(usage: str, text: str) -> Iterator[RenderableType]:
     yield Text(f"\nUsage: {usage.strip()}\n", style="bold")
-    for paragraph in text.strip().split("\n\n"):
+    for paragraph in text.strip("\n").split("\n\n"):
         if paragraph.lstrip().startswith("omni2vec "):
-            lines = (line.strip() for line in paragraph.splitlines())
-            yield Text("".join(f"  {line}\n" for line in lines), style="cyan")
+            yield Text(textwrap.indent(textwrap.dedent(paragraph), "  ") + "\n", style="cyan")
         else:
             yield Text(" ".join(paragraph.split()) + "\n")
 
