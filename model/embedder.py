@@ -66,7 +66,7 @@ class Embedder(nn.Module):
         self.backbone: Any = backbone
         self.template = template
         self.settings = settings
-        self.adapter = adapter
+        self._adapter = (adapter,)  # in a tuple: its weights are the backbone's already, and must not be listed twice
         width = self.width
         self.latent = pool.LatentAttention(width, settings.latents) if settings.pooling == "latent" else None
         self.head = nn.Linear(width, settings.projection, bias=False) if settings.projection else None
@@ -102,6 +102,11 @@ class Embedder(nn.Module):
         from .checkpoint import save
 
         return save(self, Path(folder))
+
+    @property
+    def adapter(self) -> Any:
+        """The peft model around the backbone's stock model, or None."""
+        return self._adapter[0]
 
     @property
     def base(self) -> Backbone:

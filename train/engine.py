@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,14 +89,19 @@ class Local:
         return out
 
     def checkpointing(self, on: bool) -> None:
-        model = self.embedder.base.model
+        model: Any = self.embedder.base.model
+        # transformers renamed both; the older names warn in the newest releases.
+        old = not hasattr(model, "activation_checkpointing_enable")
         if not on:
-            model.gradient_checkpointing_disable()  # type: ignore[operator]
+            (model.gradient_checkpointing_disable if old else model.activation_checkpointing_disable)()
             return
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        if old:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            model.activation_checkpointing_enable({"use_reentrant": False})
         # Enabling hooks the embeddings to require gradients, a frozen tower's too, which would then run twice.
         with contextlib.suppress(AttributeError):  # no hook was set
-            model.disable_input_require_grads()  # type: ignore[operator]
+            model.disable_input_require_grads()
 
     def towers_frozen(self) -> bool:
         groups = self.embedder.base.groups()

@@ -92,15 +92,16 @@ def cached_step(
     """
     local = local_terms(bounds)
     with engine.autocast():
-        kept, vectors, scale, bad = _first_pass(engine, plan, chunks, _callables(local), memory, host_bytes)
-    labels = {name: _labels(plan, groups, bad) for name, (groups, _) in local.items()}
+        kept, vectors, scale, failed = _first_pass(engine, plan, chunks, _callables(local), memory, host_bytes)
+    bad = {plan.slots[e][0] for e in failed}
+    labels = {name: _labels(plan, groups, failed) for name, (groups, _) in local.items()}
     relation = plan.relation.to(vectors.device)
     good = torch.ones(len(plan.keys), dtype=torch.bool, device=vectors.device)
     good[sorted(bad)] = False
     done = Done(0.0, rows=int(good.sum()), failed=len(bad))
     d_vectors, d_scale = _loss(vectors, scale, relation, good, bounds, clock, done)
     weights = {n: (o.weight / labels[n] if labels[n] else 0.0) for n, (_, o) in local.items()}
-    sums = _second_pass(engine, plan, kept, d_vectors, d_scale, _callables(local), weights, again, bad)
+    sums = _second_pass(engine, plan, kept, d_vectors, d_scale, _callables(local), weights, again)
     for name, total in sums.items():
         if labels[name]:
             done.losses[name] = total / labels[name]
@@ -108,13 +109,10 @@ def cached_step(
     return done
 
 
-def _labels(plan: Plan, groups: frozenset[int], bad: set[int]) -> int:
-    """Next-token labels of the whole batch, by which a Local sum is divided: those of rows that were decoded."""
-    return sum(
-        c.labels
-        for c, g, (q, _) in zip(plan.costs, plan.groups, plan.slots, strict=True)
-        if g in groups and q not in bad
-    )
+def _labels(plan: Plan, groups: frozenset[int], failed: set[int]) -> int:
+    """Next-token labels of the whole batch, by which a Local sum is divided: those of entries that were decoded."""
+    costs = zip(plan.costs, plan.groups, strict=True)
+    return sum(c.labels for e, (c, g) in enumerate(costs) if g in groups and e not in failed)
 
 
 def _silent(inputs: Inputs) -> Inputs:
@@ -131,16 +129,16 @@ def _silent(inputs: Inputs) -> Inputs:
 def _first_pass(
     engine: Engine, plan: Plan, chunks: Iterable[Inputs], terms: LocalTerms, memory: Memory, host_bytes: int
 ) -> tuple[list[_Chunk], Tensor, Tensor, set[int]]:
-    """Vectors of all entries (Q + N, D), detached; the scale; rows with a segment that could not be decoded."""
+    """Vectors of all entries (Q + N, D), detached; the scale; entries that could not be decoded."""
     engine.checkpointing(memory in ("boundaries", "offloaded", "vectors"))
     keep_graph = memory != "vectors"
     found: list[tuple[Tensor, Tensor]] = []
     kept: list[_Chunk] = []
-    bad: set[int] = set()
+    failed: set[int] = set()
     scale, held = torch.ones(1), 0
     for chunk, inputs in zip(plan.chunks, chunks, strict=True):
         entries = torch.tensor(chunk.entries)
-        bad |= {plan.slots[chunk.entries[s]][0] for s in inputs.failed if s < len(chunk.entries)}
+        failed |= {chunk.entries[s] for s in inputs.failed}
         state, inputs = _Chunk(entries), _silent(inputs)
         if keep_graph:
             with offloading(memory == "offloaded", engine.device):
@@ -160,7 +158,7 @@ def _first_pass(
     vectors = torch.empty(len(plan.costs), found[0][1].shape[1], dtype=found[0][1].dtype, device=found[0][1].device)
     for entries, v in found:
         vectors[entries] = v
-    return kept, vectors, scale, bad
+    return kept, vectors, scale, failed
 
 
 def _loss(
@@ -210,7 +208,6 @@ def _second_pass(
     terms: LocalTerms,
     weights: Mapping[str, float],
     again: Callable[[Plan, int], Inputs] | None,
-    bad: set[int],
 ) -> dict[str, float]:
     """Backward through every chunk; returns the sums of the Local objectives."""
     sums = dict.fromkeys(terms, 0.0)

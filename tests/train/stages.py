@@ -1,0 +1,45 @@
+"""Run as a script: a stage of a few steps on a folder's shards and model, for tests that kill it."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from omni2vec.data.mix import Feed
+from omni2vec.data.sources import Shards
+from omni2vec.model.lora import Lora
+from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.next_token import NextToken
+from omni2vec.train.optim import AdamW
+from omni2vec.train.stage import Stage, Validate
+
+STEPS = 9
+
+
+def stage(folder: Path, variant: str) -> Stage:
+    rows = Shards(str(folder / "rows"), name="rows")
+    made = Stage(
+        "train",
+        str(folder / "model"),
+        (Feed(rows, negatives=1),),
+        steps=STEPS,
+        batch=8,
+        objectives={"default": (InfoNCE(), NextToken(weight=0.2))},
+        optimizer=AdamW(lr=1e-3),
+        chunk_tokens=256,
+        memory="boundaries",
+        save_every=3,
+        device="cpu",
+    )
+    if variant == "lora":
+        return replace(made, lora=Lora(rank=4, dropout=0.2))
+    if variant == "best":
+        return replace(made, validate=Validate((rows,), every=2, limit=8), take="best", save_every=4)
+    return made
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    out = Path(sys.argv[3])
+    out.mkdir(exist_ok=True)
+    stage(Path(sys.argv[1]), sys.argv[2]).make(out, lambda step: Path(step.name))

@@ -1,0 +1,232 @@
+"""A stage: killed and resumed it gives the same weights to the bit; what it trains, freezes, skips and refuses."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omni2vec import Embedder
+from omni2vec.data.mix import Feed
+from omni2vec.data.shards import write_shards
+from omni2vec.data.sources import Shards
+from omni2vec.data.types import DataError, Example, Item
+from omni2vec.train.monitor import read_log
+from omni2vec.train.optim import AdamW
+from omni2vec.train.resume import existing
+from omni2vec.train.stage import Stage, Validate
+from safetensors.torch import load_file
+
+from ..model.small import mixed, tiny
+from .stages import STEPS, stage
+
+SCRIPT = Path(__file__).parent / "stages.py"
+
+
+def nowhere(step):
+    raise AssertionError(f"no step is needed, asked for {step}")
+
+
+def examples(count=24):
+    items = mixed(2 * count, seed=5, video=False)
+    return [
+        Example(f"rows/{i}", "rows", "retrieval", items[2 * i], (items[2 * i + 1],), (Item.text(f"wrong {i}"),),
+                instruction="find the caption", answer="a red circle" if i % 2 else "")
+        for i in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("stage")
+    write_shards(examples(), path / "rows")
+    tiny().save(path / "model")
+    return path
+
+
+def start(folder, variant, out):
+    command = [sys.executable, str(SCRIPT), str(folder), variant, str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(process):
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error.decode()[-2000:]
+
+
+def kill_at(folder, variant, out, step):
+    """Start the stage and kill -9 it once the log shows `step`."""
+    process = start(folder, variant, out)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        if any(r["step"] >= step and "loss" in r for r in read_log(out / "log.jsonl")):
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """The folders of uninterrupted runs, by variant."""
+    out = {v: tmp_path_factory.mktemp("whole") / v for v in ("lora", "best")}
+    for process in [start(folder, v, p) for v, p in out.items()]:
+        finish(process)
+    return out
+
+
+@pytest.mark.parametrize(("variant", "weights"), [("lora", "adapter_model"), ("best", "model")])
+def test_a_killed_stage_resumes_to_the_same_weights_to_the_bit(folder, whole, tmp_path, variant, weights):
+    cut = tmp_path / "cut"
+    kill_at(folder, variant, cut, 4)
+    assert {p.name for p in existing(cut)[0].iterdir()} == {"state.json", "weights.safetensors", "moments.safetensors"}
+    assert not (cut / f"{weights}.safetensors").exists()
+    finish(start(folder, variant, cut))
+    a, b = (load_file(p / f"{weights}.safetensors") for p in (whole[variant], cut))
+    assert set(a) == set(b)
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    losses = [[(r["step"], r["loss"]) for r in read_log(p / "log.jsonl") if "loss" in r] for p in (whole[variant], cut)]
+    assert losses[0] == losses[1]
+    assert [s for s, _ in losses[1]] == list(range(STEPS))
+    assert not (cut / "checkpoints").exists()
+
+
+def test_the_output_is_an_embedder_and_has_learned(folder, whole):
+    before, after = Embedder.load(folder / "model"), Embedder.load(whole["best"])
+    assert before.digest != after.digest
+    losses = [r["loss"] for r in read_log(whole["best"] / "log.jsonl") if "loss" in r]
+    assert losses[-1] < losses[0]
+
+
+def test_an_adapter_s_folder_loads_on_its_base(folder, whole):
+    adapted, base = Embedder.load(whole["lora"]), Embedder.load(folder / "model")
+    from omni2vec.model.lora import merged
+
+    items = mixed(6, video=False)
+    vectors = adapted.encode(items)
+    assert not torch.allclose(vectors, base.encode(items), atol=1e-3)
+    torch.testing.assert_close(merged(adapted).encode(items), vectors, rtol=0, atol=1e-5)
+
+
+def small(folder, **changes):
+    made = replace(stage(folder, "full"), steps=2, save_every=100)
+    return replace(made, **changes)
+
+
+def test_frozen_parts_stay_equal_to_the_bit(folder, tmp_path):
+    small(folder, freeze=("tower", "projector")).make(tmp_path, nowhere)
+    before, after = load_file(folder / "model" / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    same = {n for n in before if torch.equal(before[n], after[n])}
+    assert {n for n in before if "visual" in n} == {n for n in same if "visual" in n}
+    assert any(n not in same for n in before if "language" in n or "layers" in n)
+
+
+def test_the_same_seed_gives_the_same_weights_for_any_workers(folder, tmp_path):
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        out.mkdir()
+        small(folder, workers=workers).make(out, nowhere)
+    a, b = (load_file(tmp_path / w / "model.safetensors") for w in "02")
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.mark.parametrize("memory", ["auto", "all", "offloaded", "vectors"])
+def test_memory_plans_train_alike(folder, tmp_path, memory):
+    for name, plan in (("a", "boundaries"), ("b", memory)):
+        (tmp_path / name).mkdir()
+        small(folder, memory=plan).make(tmp_path / name, nowhere)
+    a, b = (load_file(tmp_path / n / "model.safetensors") for n in "ab")
+    for n in a:
+        torch.testing.assert_close(a[n], b[n], rtol=0, atol=1e-5)
+
+
+def test_auto_measures_a_chunk_and_says_so_in_the_log(folder, tmp_path):
+    small(folder, chunk_tokens="auto", memory="auto", memory_gb=0.02).make(tmp_path, nowhere)
+    (first,) = [r for r in read_log(tmp_path / "log.jsonl") if r.get("event") == "start"]
+    assert first["memory"] in ("boundaries", "vectors")  # 20 MiB do not hold all activations of a batch
+    assert 60 < first["chunk_tokens"] <= 4096
+
+
+def test_bf16_autocast_trains_float32_weights(folder, tmp_path):
+    small(folder, precision="bf16").make(tmp_path, nowhere)
+    weights = load_file(tmp_path / "model.safetensors")
+    before = load_file(folder / "model" / "model.safetensors")
+    assert all(w.dtype == torch.float32 for w in weights.values())
+    assert any(not torch.equal(weights[n], before[n]) for n in weights)
+
+
+def test_early_stopping_keeps_the_best(folder, tmp_path):
+    rows = Shards(str(folder / "rows"), name="rows")
+    check = Validate((rows,), every=1, limit=8, patience=2, gain=10.0)
+    small(folder, steps=20, validate=check, take="best").make(tmp_path, nowhere)
+    log = read_log(tmp_path / "log.jsonl")
+    assert len([r for r in log if "loss" in r]) == 3  # the first is best by default, two without a gain
+    assert any(r.get("event") == "stopped early" for r in log)
+
+
+def test_checkpoints_are_pruned_but_for_the_newest(folder, tmp_path, monkeypatch):
+    from omni2vec.train import loop, resume
+
+    seen = []
+    real = resume.prune
+    monkeypatch.setattr(loop.resume, "prune", lambda out, keep, state: (real(out, keep, state), seen.append([p.name for p in existing(out)])))
+    small(folder, steps=6, save_every=2, keep=2).make(tmp_path, nowhere)
+    assert [len(s) for s in seen] == [1, 2, 2]
+    assert seen[-1] == ["step-00000004", "step-00000006"]
+
+
+def test_rows_that_cannot_be_decoded_are_skipped_counted_and_limited(folder, tmp_path):
+    rows = examples(16)
+    from omni2vec.data.types import Blob, Image
+
+    bad = Item((Image(Blob(b"no picture at all"), 50, 50),))
+    rows[3] = replace(rows[3], query=bad)
+    write_shards(rows, tmp_path / "rows")
+    source = Shards(str(tmp_path / "rows"), name="rows")
+    made = replace(small(folder), feeds=(Feed(source),), batch=16, steps=1)
+    with pytest.raises(DataError, match="key rows/shard-000000/000003"):
+        made.make(tmp_path, nowhere)
+    out = tmp_path / "out"
+    out.mkdir()
+    replace(made, on_error="skip").make(out, nowhere)
+    (done,) = [r for r in read_log(out / "log.jsonl") if "loss" in r]
+    assert (done["rows"], done["skipped_rows"]) == (15, 1)
+    with pytest.raises(DataError, match="max_skipped=0"):
+        replace(made, on_error="skip", max_skipped=0).make(tmp_path / "out2", nowhere)
+
+
+def test_bad_settings_name_the_stage_and_what_there_is(folder):
+    rows = Shards(str(folder / "rows"), name="rows")
+    with pytest.raises(ValueError, match=r"stage 'x': source 'rows' wants objective 'sts'; there are default"):
+        Stage("x", "m", (Feed(rows, objective="sts"),), steps=1)
+    with pytest.raises(ValueError, match="no source goes to objective 'b'"):
+        Stage("x", "m", (Feed(rows),), steps=1, objectives={"default": (), "b": ()})
+    with pytest.raises(ValueError, match="take='best' needs validate"):
+        Stage("x", "m", (Feed(rows),), steps=1, take="best")
+    with pytest.raises(ValueError, match="parts are tower, projector, language, head, scale"):
+        small(folder, freeze=("eyes",)).load(nowhere)
+    with pytest.raises(ValueError, match="chunk_tokens"):
+        small(folder, chunk_tokens=20).make(Path("unused"), nowhere)
+
+
+def test_the_preview_shows_the_batch_as_the_model_sees_it(folder):
+    text = "\n".join(small(folder).preview(1, nowhere))
+    assert "8 rows (rows 8)" in text
+    assert "<|im_start|>system\\nfind the caption<|im_end|>" in text
+    assert "<|image_pad|>*" in text
+    assert "pooled (last) at token" in text
+    assert "labels)" in text
+
+
+def test_the_rates_of_parts_are_apart(folder):
+    made = small(folder, optimizer=AdamW(lr=1e-3, rates={"tower": 0.1, "projector": 0.0}))
+    engine = made.engine(made.load(nowhere))
+    rates = {g["part"]: g["lr"] for g in engine.optimizer.param_groups}
+    assert rates["tower"] == pytest.approx(1e-4)
+    assert rates["language"] == pytest.approx(1e-3)
+    assert "projector" not in rates
