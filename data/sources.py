@@ -147,15 +147,15 @@ class AtLeast:
 
     def open(self, where: Where) -> Rows:
         rows = self.source.open(where)
-        for i in range(len(rows)):
-            if self.score not in rows[i].scores:
-                raise DataError(f"{rows[i].key}: no score {self.score!r}; it has {sorted(rows[i].scores) or 'none'}")
         kept = [i for i in range(len(rows)) if max(self._right(rows[i])) >= self.value]
         if not kept:
             raise DataError(f"source {self.name!r}: no row has a positive with {self.score!r} of {self.value} or more")
         return _picked(self.name, rows, kept, self)
 
     def _right(self, example: Example) -> tuple[float, ...]:
+        if self.score not in example.scores:
+            known = ", ".join(sorted(example.scores)) or "none"
+            raise DataError(f"{example.key}: no score {self.score!r} to hold against {self.value}; it has {known}")
         return example.scores[self.score][: len(example.positives)]
 
     def cut(self, example: Example) -> Example:

@@ -24,6 +24,7 @@ MAX_VALUES = 1 << 29  # samples of all channels after decoding: 2 GiB as float32
 RATES = (100, 768_000)  # Hz
 ZEROS = 16  # zero crossings of the resampling filter on either side
 ROLLOFF = 0.95  # its cut-off, as a share of the lower Nyquist frequency
+_BLOCK = 1 << 16  # outputs computed at a time
 
 
 def probe(blob: Blob, where: str) -> Audio:
@@ -54,8 +55,7 @@ def decode(audio: Audio, where: str, rate: int) -> Tensor:
 def resample(samples: Tensor, rate: int, to: int) -> Tensor:
     """(n,) at `rate` Hz -> (ceil(n * to / rate),) at `to` Hz, by a windowed sinc in polyphase form.
 
-    With common factors removed, output i stands at input time i * rate / to; its filter depends on i modulo `to` only,
-    so `to` filters serve all, applied in one strided convolution.
+    Output i stands at input time i * rate / to. With common factors removed its filter depends on i modulo `to` only.
     """
     import torch
 
@@ -63,27 +63,29 @@ def resample(samples: Tensor, rate: int, to: int) -> Tensor:
         return samples
     factor = gcd(rate, to)
     step, phases = rate // factor, to // factor
-    filters, width = _filters(step, phases)
-    count = -(-samples.numel() * phases // step)
-    padded = torch.nn.functional.pad(samples, (width, width + step))
-    out = torch.nn.functional.conv1d(padded[None, None], filters[:, None], stride=step)
-    return out[0].T.reshape(-1)[:count]
+    filters = _filters(step, phases)
+    width = filters.shape[1] // 2
+    windows = torch.nn.functional.pad(samples, (width, width + 1)).unfold(0, filters.shape[1], 1)
+    blocks = []
+    for places in torch.arange(-(-samples.numel() * phases // step)).split(_BLOCK):
+        moments = places * step
+        blocks.append((windows[moments // phases] * filters[moments % phases]).sum(dim=1))
+    return torch.cat(blocks)
 
 
 @lru_cache(maxsize=16)
-def _filters(step: int, phases: int) -> tuple[Tensor, int]:
-    """(phases, taps) float32 and the taps to the left of an output's own input sample."""
+def _filters(step: int, phases: int) -> Tensor:
+    """(phases, taps) float32. Row r is for an output that stands r / phases input samples behind an input sample."""
     import torch
 
-    cut = min(step, phases) / step * ROLLOFF  # in half-cycles per input sample
+    cut = min(1.0, phases / step) * ROLLOFF  # in half-cycles per input sample
     width = int(-(-ZEROS // cut))
-    taps = torch.arange(-width, width + step, dtype=torch.float64)
-    # Output `p` of a block stands p * step / phases input samples behind the block's start.
-    distance = (taps - torch.arange(phases, dtype=torch.float64)[:, None] * step / phases) * cut
+    taps = torch.arange(-width, width + 1, dtype=torch.float64)
+    distance = (taps - torch.arange(phases, dtype=torch.float64)[:, None] / phases) * cut
     window = torch.cos(distance.clamp(-ZEROS, ZEROS) * torch.pi / ZEROS / 2) ** 2
-    filters = torch.sinc(distance) * window * cut
+    filters = torch.sinc(distance) * window
     # A constant stays that constant whatever the phase.
-    return (filters / filters.sum(dim=1, keepdim=True)).float(), width
+    return (filters / filters.sum(dim=1, keepdim=True)).float()
 
 
 def _is_pcm_wave(data: bytes) -> bool:
