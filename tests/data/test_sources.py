@@ -1,0 +1,436 @@
+"""Sources: shards, tables, subsets and joins open to the same rows every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as arrow
+import pyarrow.parquet as parquet
+import pytest
+from omni2vec.data import sources
+from omni2vec.data.convert import pack
+from omni2vec.data.mapping import examples
+from omni2vec.data.shards import Shard, verify, write_shards
+from omni2vec.data.sources import AtLeast, Concat, Shards, Table, Take
+from omni2vec.data.types import DataError, Events, Example, Image, Item, Rows, Step, Text
+
+from .samples import everything, nowhere, plain, png
+
+
+def texts(rows: Rows) -> list[str]:
+    return [part.text for i in range(len(rows)) for part in rows[i].query.parts if isinstance(part, Text)]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(png(10 + i, 5))
+    return folder
+
+
+def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+# --- shards ---
+
+
+def test_shards_are_read_in_the_order_of_their_names_under_one_name(tmp_path: Path) -> None:
+    write_shards([plain(i) for i in range(40)], tmp_path / "set", max_bytes=20_000)
+    rows = Shards(str(tmp_path / "set")).open(nowhere)
+    assert len(sorted((tmp_path / "set").glob("*.tar"))) > 2
+    assert texts(rows) == [f"q{i}" for i in range(40)]
+    assert (rows.name, rows[0].source, rows[39].source) == ("set", "set", "set")
+    assert len({rows[i].key for i in range(40)}) == 40
+
+
+def test_shards_of_a_step_lie_in_its_folder(tmp_path: Path) -> None:
+    class Made:
+        name = "made"
+
+        def make(self, out: Path, where: object) -> None: ...
+
+    step: Step = Made()
+    write_shards([plain(0)], tmp_path / "somewhere/train/task")
+    source = Shards(step, "train/task")
+    assert source.name == "task"
+    rows = source.open(lambda s: tmp_path / "somewhere" if s is step else tmp_path)
+    assert texts(rows) == ["q0"]
+
+
+def test_a_folder_without_shards_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"source .*: no \*.tar under"):
+        Shards(str(tmp_path)).open(nowhere)
+
+
+@pytest.mark.parametrize("index", [-1, 2, 100])
+def test_a_row_outside_is_an_index_error_in_every_source(index: int, tmp_path: Path) -> None:
+    write_shards([plain(i, score=5.0) for i in range(2)], tmp_path / "set")
+    shards = Shards(str(tmp_path / "set"))
+    for source in (shards, Take(shards, 5), AtLeast(shards), Concat((shards,), "all")):
+        with pytest.raises(IndexError, match=f"row {index} of 2"):
+            source.open(nowhere)[index]
+
+
+def test_rows_are_pickled_to_workers_without_their_open_files(tmp_path: Path) -> None:
+    write_shards([plain(i, score=5.0) for i in range(5)], tmp_path / "set")
+    shards = Shards(str(tmp_path / "set"))
+    for source in (shards, Take(shards, 3), AtLeast(shards), Concat((shards,), "all")):
+        rows = source.open(nowhere)
+        before = [rows[i] for i in range(len(rows))]
+        again = pickle.loads(pickle.dumps(rows))
+        assert [again[i] for i in range(len(again))] == before
+        assert again.digest == rows.digest
+
+
+def test_more_shards_than_may_be_open_are_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_OPEN_SHARDS", 2)
+    write_shards([plain(i) for i in range(12)], tmp_path / "set", max_bytes=3000)
+    rows = sources.ShardRows.of("set", sorted((tmp_path / "set").glob("*.tar")))
+    assert texts(rows) == [f"q{i}" for i in range(12)]
+    assert len(rows.paths) > 4 and len(rows.opened) == 2
+
+
+def test_the_digest_names_the_content_and_not_the_place(tmp_path: Path) -> None:
+    write_shards([plain(i) for i in range(3)], tmp_path / "a/set")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    write_shards([plain(i) for i in range(4)], tmp_path / "c/set")
+    digests = [Shards(str(tmp_path / f / "set")).open(nowhere).digest for f in "abc"]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_two_shards_with_equal_keys_in_one_source_are_an_error(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_shards([plain(0)], tmp_path / folder)
+    with pytest.raises(DataError, match=r"give equal keys .*another prefix"):
+        Shards(str(tmp_path)).open(nowhere)
+
+
+# --- subsets ---
+
+
+def test_a_take_is_the_same_rows_every_time_and_others_for_another_seed(tmp_path: Path) -> None:
+    write_shards([plain(i) for i in range(100)], tmp_path / "set")
+    shards = Shards(str(tmp_path / "set"))
+    first, again, other = (Take(shards, 10, seed).open(nowhere) for seed in (0, 0, 1))
+    assert texts(first) == texts(again) != texts(other)
+    assert len(set(texts(first))) == 10 and set(texts(first)) <= set(texts(shards.open(nowhere)))
+    assert len({first.digest, other.digest, shards.open(nowhere).digest}) == 3
+    assert texts(Take(shards, 200).open(nowhere)) == texts(shards.open(nowhere))
+
+
+def test_a_take_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="count=0, expected 1 or more"):
+        Take(Shards(str(tmp_path)), 0)
+
+
+def test_at_least_keeps_pairs_of_that_score_and_leaves_the_others_out(tmp_path: Path) -> None:
+    write_shards([plain(i, score=float(i)) for i in range(6)], tmp_path / "sts")
+    rows = AtLeast(Shards(str(tmp_path / "sts")), "label", 4.0).open(nowhere)
+    assert texts(rows) == ["q4", "q5"]
+    assert [rows[i].scores["label"] for i in range(2)] == [(4.0,), (5.0,)]
+
+
+def test_at_least_drops_low_positives_and_keeps_the_scores_beside_the_right_items(tmp_path: Path) -> None:
+    items = tuple(Item.text(t) for t in "abcd")
+    scores = {"label": (3.0, 4.5, 0.0, 1.0), "teacher": (0.1, 0.2, 0.3, 0.4)}
+    write_shards([Example("k", "s", "retrieval", items[0], items[:2], items[2:], scores=scores)], tmp_path / "set")
+    row = AtLeast(Shards(str(tmp_path / "set")), "label", 4.0).open(nowhere)[0]
+    assert [i.parts for i in row.positives] == [(Text("b"),)]
+    assert [i.parts for i in row.negatives] == [(Text("c"),), (Text("d"),)]
+    assert row.scores == {"label": (4.5, 0.0, 1.0), "teacher": (0.2, 0.3, 0.4)}
+
+
+def test_at_least_without_the_score_or_without_a_row_is_an_error(tmp_path: Path) -> None:
+    write_shards([plain(0, score=1.0)], tmp_path / "set")
+    shards = Shards(str(tmp_path / "set"))
+    with pytest.raises(DataError, match=r"plain/shard-000000/000000: no score 'rerank' .* it has label"):
+        AtLeast(shards, "rerank").open(nowhere)
+    with pytest.raises(DataError, match=r"no row has a positive with 'label' of 4\.0 or more"):
+        AtLeast(shards).open(nowhere)
+
+
+def test_a_concat_puts_rows_behind_rows_under_its_own_name(tmp_path: Path) -> None:
+    for name in "ab":
+        write_shards([plain(i, name) for i in range(2)], tmp_path / name)
+    both = Concat((Shards(str(tmp_path / "b")), Shards(str(tmp_path / "a"))), "both").open(nowhere)
+    assert [both[i].key for i in range(4)] == [f"{n}/shard-000000/00000{i}" for n in "ba" for i in range(2)]
+    assert {both[i].source for i in range(4)} == {"both"}
+
+
+# --- tables ---
+
+COLUMNS = {
+    "query": "image:photo + text:question",
+    "positives": "text:right",
+    "negatives": "text:wrong | text:other",
+    "label": "kind",
+    "instruction": "=Answer the question.",
+    "answer": "right",
+}
+TABLE = [
+    {
+        "photo": "photos/0.png",
+        "question": "what?",
+        "right": "a hat",
+        "wrong": "a shoe",
+        "other": "a sock",
+        "kind": "hat",
+    },
+    {"photo": "photos/1.png", "question": "", "right": "a shoe", "wrong": "", "other": "a hat", "kind": "shoe"},
+]
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        parquet.write_table(arrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        head = ",".join(rows[0])
+        path.write_text("\n".join([head, *(",".join(f'"{v}"' for v in row.values()) for row in rows)]) + "\n")
+    else:
+        lines(path, rows)
+    return path
+
+
+def seen(example: Example) -> list[Any]:
+    def of(item: Item) -> list[Any]:
+        return [p.text if isinstance(p, Text) else (p.width, p.height) for p in item.parts]  # type: ignore[union-attr]
+
+    return [of(example.query), [of(i) for i in example.positives], [of(i) for i in example.negatives]]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_table_gives_the_rows_that_its_columns_say(ending: str, tmp_path: Path, photos: Path) -> None:
+    path = written(tmp_path / f"mine.{ending}", TABLE)
+    rows = Table(str(path), task="vqa", columns=COLUMNS).open(nowhere)
+    assert [seen(rows[i]) for i in range(2)] == [
+        [[(10, 5), "what?"], [["a hat"]], [["a shoe"], ["a sock"]]],
+        [[(11, 5)], [["a shoe"]], [["a hat"]]],
+    ]
+    assert [(e.source, e.task, e.label, e.instruction, e.answer) for e in (rows[0], rows[1])] == [
+        ("mine", "vqa", "hat", "Answer the question.", "a hat"),
+        ("mine", "vqa", "shoe", "Answer the question.", "a shoe"),
+    ]
+    assert rows[1].key == "mine/mine-000000/000001"
+
+
+def test_media_files_of_a_table_stay_where_they_are(tmp_path: Path, photos: Path) -> None:
+    path = written(tmp_path / "mine.jsonl", TABLE)
+    picture = Table(str(path), columns=COLUMNS).open(nowhere)[0].query.parts[0]
+    assert isinstance(picture, Image)
+    assert picture.blob.path == str(photos / "0.png") and picture.blob.read() == png(10, 5)
+    assert not list((tmp_path / "mine.jsonl.index").rglob("*.png"))
+    packed = b"".join(p.read_bytes() for p in (tmp_path / "mine.jsonl.index").rglob("*.tar"))
+    assert png(10, 5) not in packed
+
+
+def test_media_inside_a_table_are_addressed_in_its_index(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": png(7, 7), "path": None}, "name": "a square"}, {"image": png(9, 7), "name": "a bar"}]
+    for i, row in enumerate(rows):
+        parquet.write_table(arrow.Table.from_pylist([row]), tmp_path / f"{i}.parquet")
+    opened = Table(str(tmp_path), "mine", columns={"query": "text:name", "positives": "image:image"}).open(nowhere)
+    pictures = [opened[i].positives[0].parts[0] for i in range(2)]
+    assert [p.width for p in pictures] == [7, 9]  # type: ignore[union-attr]
+    assert pictures[1].blob.data == b"" and pictures[1].blob.read() == png(9, 7)  # type: ignore[union-attr]
+
+
+def test_a_table_is_indexed_once_and_again_when_it_or_its_columns_change(tmp_path: Path, photos: Path) -> None:
+    path = written(tmp_path / "mine.jsonl", TABLE)
+    first = Table(str(path), columns=COLUMNS)
+
+    def tars() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.tar")}
+
+    digest, before = first.open(nowhere).digest, tars()
+    assert first.open(nowhere).digest == digest and tars() == before
+    Table(str(path), columns={**COLUMNS, "instruction": "=Say."}).open(nowhere)
+    assert len(tars()) == 2 and before.items() <= tars().items()
+    written(path, [*TABLE, TABLE[0]])
+    assert len(first.open(nowhere)) == 3
+    assert first.open(nowhere).digest != digest
+
+
+def test_a_table_in_a_read_only_folder_is_indexed_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path / "mine.csv", [{"a": "q", "b": "p"}])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda p, mode: False)
+    assert texts(Table(str(path), columns={"query": "text:a", "positives": "text:b"}).open(nowhere)) == ["q"]
+    assert list((tmp_path / "cache/omni2vec/tables").rglob("*.tar")) and not (tmp_path / "mine.csv.index").exists()
+
+
+def test_lists_give_several_answers_but_one_query(tmp_path: Path, photos: Path) -> None:
+    row = {"photos": ["photos/0.png", "photos/1.png"], "right": ["a", "b"], "picture": ["photos/2.png", "photos/0.png"]}
+    path = lines(tmp_path / "lists.jsonl", [row])
+    columns = {"query": "image:photos", "positives": "text:right + image:picture"}
+    assert seen(next(examples(path, columns=columns))) == [
+        [(10, 5), (11, 5)],
+        [["a", (12, 5)], ["b", (10, 5)]],
+        [],
+    ]
+
+
+def test_ids_known_scores_and_events_come_from_their_columns(tmp_path: Path) -> None:
+    history = [{"action": "viewed", "text": "a hat", "time": 3}]
+    row = {"who": history, "next": ["x", "y"], "nos": ["z"], "ids": [7, 8], "all": ["7", "8", "9"], "s": [3, 2, 0.5]}
+    columns = {
+        "query": "events:who",
+        "positives": "text:next",
+        "negatives": "text:nos",
+        "positive_ids": "ids",
+        "known": "all",
+        "scores.label": "s",
+    }
+    example = next(examples(lines(tmp_path / "a.jsonl", [row]), columns=columns, source="people"))
+    assert isinstance(example.query.parts[0], Events) and example.query.parts[0].events[0].time == 3.0
+    assert [i.id for i in example.positives] == ["7", "8"]
+    assert example.known == ("7", "8", "9") and example.scores == {"label": (3.0, 2.0, 0.5)}
+
+
+def test_a_csv_cell_may_hold_a_list_and_a_text_may_begin_with_a_bracket(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('q,p\n[laughs] hello,"[""x"", ""y""]"\n')
+    example = next(examples(tmp_path / "a.csv", columns={"query": "text:q", "positives": "text:p"}))
+    assert seen(example)[:2] == [["[laughs] hello"], [["x"], ["y"]]]
+
+
+def test_json_lines_of_whole_rows_need_no_columns(tmp_path: Path, photos: Path) -> None:
+    row = {
+        "query": {"parts": [{"image": "photos/2.png"}, {"text": "who?"}]},
+        "positives": [{"id": "me", "parts": [{"text": "I"}]}],
+        "label": "x",
+    }
+    rows = Table(str(lines(tmp_path / "rich.jsonl", [row])), task="vqa").open(nowhere)
+    assert seen(rows[0])[0] == [(12, 5), "who?"]
+    assert (rows[0].positives[0].id, rows[0].label, rows[0].task) == ("me", "x", "vqa")
+
+
+def test_packing_a_table_gives_the_rows_that_naming_it_gives(tmp_path: Path, photos: Path) -> None:
+    path = written(tmp_path / "mine.csv", TABLE)
+    told: list[tuple[int, int]] = []
+    paths = pack(path, tmp_path / "out", columns=COLUMNS, task="vqa", progress=lambda d, t: told.append((d, t)))
+    assert list(verify(paths)) == [] and told == [(1, 2), (2, 2)]
+    packed, named = Shard(paths[0]), Table(str(path), task="vqa", columns=COLUMNS).open(nowhere)
+    assert [seen(packed.example(i)) for i in range(2)] == [seen(named[i]) for i in range(2)]
+    assert [packed.example(i).query.id for i in range(2)] == [named[i].query.id for i in range(2)]
+    shutil.rmtree(photos)
+    assert packed.example(0).query.parts[0].blob.read() == png(10, 5)  # type: ignore[union-attr]
+
+
+# --- bad tables ---
+
+GOOD = {"query": "text:q", "positives": "text:p"}
+BAD: dict[str, tuple[str, str, dict[str, str], str]] = {
+    "no such column": (
+        "a.csv",
+        "q,p\nx,y\n",
+        {**GOOD, "label": "kind"},
+        r"a.csv: row 0: no column 'kind'; there are 'q'",
+    ),
+    "unknown field": (
+        "a.csv",
+        "q,p\nx,y\n",
+        {**GOOD, "lable": "q"},
+        r"a.csv: columns has an unknown field 'lable'; known",
+    ),
+    "unknown kind": (
+        "a.csv",
+        "q,p\nx,y\n",
+        {**GOOD, "query": "picture:q"},
+        "'picture:q'; expected KIND:COLUMN, KIND of",
+    ),
+    "no kind": ("a.csv", "q,p\nx,y\n", {**GOOD, "query": "q"}, "expected KIND:COLUMN"),
+    "nothing of positives": ("a.csv", "q,p\nx,y\n", {"query": "text:q"}, "columns says nothing of positives"),
+    "two queries": ("a.csv", "q,p\nx,y\n", {**GOOD, "query": "text:q | text:p"}, "a row has one query"),
+    "no columns": ("a.csv", "q,p\nx,y\n", {}, "say which columns are what"),
+    "empty query": ("a.csv", "q,p\nx,y\n,y\n", GOOD, "a.csv: row 1: the query is empty, nothing is in 'q'"),
+    "no positive": ("a.csv", "q,p\nx,y\nx,\n", GOOD, "a.csv: row 1: no positive"),
+    "too many cells": ("a.csv", "q,p\nx,y,z\n", GOOD, "more cells than the head"),
+    "no such picture": (
+        "a.csv",
+        "q,p\nx.png,y\n",
+        {**GOOD, "query": "image:q"},
+        "a.csv: row 0: query: no image 'x.png' in",
+    ),
+    "climbing path": (
+        "a.csv",
+        "q,p\n../x.png,y\n",
+        {**GOOD, "query": "image:q"},
+        "'../x.png' is outside the media folder",
+    ),
+    "absolute path": (
+        "a.csv",
+        "q,p\n/etc/passwd,y\n",
+        {**GOOD, "query": "image:q"},
+        "'/etc/passwd' is outside the media",
+    ),
+    "no picture": ("a.csv", "q,p\na.csv,y\n", {**GOOD, "query": "image:q"}, r"row 0: query: a.csv: .*picture"),
+    "not JSON": ("a.jsonl", '{"q": "x", "p": "y"}\n{oops\n', GOOD, "a.jsonl: line 2 is not JSON"),
+    "no object": ("a.jsonl", "[1]\n", GOOD, "a.jsonl: line 1 is a list"),
+    "unknown row field": ("a.jsonl", '{"qery": {}}\n', {}, "a.jsonl: row 0: unknown field 'qery'"),
+    "lists of two lengths": (
+        "a.jsonl",
+        '{"q": "x", "p": ["a", "b"], "r": ["c"]}\n',
+        {**GOOD, "positives": "text:p + text:r"},
+        "lists of different lengths .'p' 2, 'r' 1",
+    ),
+    "ids too few": (
+        "a.jsonl",
+        '{"q": "x", "p": ["a", "b"], "i": ["1"]}\n',
+        {**GOOD, "positive_ids": "i"},
+        "1 ids for 2",
+    ),
+    "no number": ("a.jsonl", '{"q": "x", "p": "y", "s": "high"}\n', {**GOOD, "scores.label": "s"}, "expected a number"),
+    "scores too many": (
+        "a.jsonl",
+        '{"q": "x", "p": "y", "s": [1, 2]}\n',
+        {**GOOD, "scores.label": "s"},
+        "2 scores 'label'",
+    ),
+    "not Parquet": ("a.parquet", "PAR1", GOOD, "a.parquet: not a whole Parquet file"),
+    "unknown ending": ("a.xlsx", "", GOOD, "a.xlsx: a table ends in .jsonl"),
+    "no rows": ("a.csv", "q,p\n", GOOD, "no examples to write"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_table_names_file_row_and_remedy_and_leaves_nothing(fault: str, tmp_path: Path) -> None:
+    name, text, columns, message = BAD[fault]
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        pack(path, tmp_path / "out", columns=columns)
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(DataError, match=message):
+        Table(str(path), columns=columns).open(nowhere)
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_a_table_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such table"):
+        Table(str(tmp_path / "none.csv"), columns=GOOD).open(nowhere)
+    with pytest.raises(DataError, match="no table in it"):
+        Table(str(tmp_path), columns=GOOD).open(nowhere)
+
+
+@pytest.fixture(autouse=True)
+def _no_leftovers(tmp_path: Path) -> Iterator[None]:
+    """Whatever a test did, nothing half-written stays."""
+    yield
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_an_example_of_every_kind_passes_through_every_source(tmp_path: Path) -> None:
+    write_shards([everything(i) for i in range(2)], tmp_path / "set")
+    shards = Shards(str(tmp_path / "set"))
+    row = Concat((Take(shards, 2), AtLeast(shards, "label", 0.75)), "all").open(nowhere)[3]
+    assert len(row.positives) == 1 and row.query.id == everything(1).query.id
