@@ -200,7 +200,7 @@ def test_rows_that_cannot_be_decoded_are_skipped_counted_and_limited(folder, tmp
         replace(made, on_error="skip", max_skipped=0).make(tmp_path / "out2", nowhere)
 
 
-def test_bad_settings_name_the_stage_and_what_there_is(folder):
+def test_bad_settings_name_the_stage_and_what_there_is(folder, tmp_path):
     rows = Shards(str(folder / "rows"), name="rows")
     with pytest.raises(ValueError, match=r"stage 'x': source 'rows' wants objective 'sts'; there are default"):
         Stage("x", "m", (Feed(rows, objective="sts"),), steps=1)
@@ -211,7 +211,7 @@ def test_bad_settings_name_the_stage_and_what_there_is(folder):
     with pytest.raises(ValueError, match="parts are tower, projector, language, head, scale"):
         small(folder, freeze=("eyes",)).load(nowhere)
     with pytest.raises(ValueError, match="chunk_tokens"):
-        small(folder, chunk_tokens=20).make(Path("unused"), nowhere)
+        small(folder, chunk_tokens=20).make(tmp_path, nowhere)
 
 
 def test_the_preview_shows_the_batch_as_the_model_sees_it(folder):
