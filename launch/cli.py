@@ -275,7 +275,7 @@ def evaluate(
     """Score a model on any shards that declare their task, beside its base if you name one.
 
     omni2vec eval runs/mine/release my_shards/test
-    omni2vec eval runs/mine/release my_shards/test --baseline org/base --out scores
+    omni2vec eval MODEL my_shards/test --baseline org/base-model --out scores
     """
     from .score import score
 

@@ -16,10 +16,10 @@ def score(model: str, shards: Sequence[str], baselines: Sequence[str], out: Path
 
     Raises DataError for a model or shards that cannot be read, and for an `out` that holds something.
     """
-    from ..eval.evaluate import Evaluate
-
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"--out {out}: exists already; give a new folder.")
+    from ..eval.evaluate import Evaluate
+
     step = Evaluate("eval", model, tuple(sources(shards)), tuple(baselines), limit)
     with tempfile.TemporaryDirectory() as scratch:
         aside = out.with_name(out.name + ".partial") if out is not None else Path(scratch)

@@ -94,3 +94,33 @@ def test_show_asks_which_stage_where_there_are_several(toy, tmp_path):
 def test_show_before_the_run_says_what_is_missing(toy, tmp_path):
     text = omni2vec("show", toy, "--batch", 2, "--stage", "train", "--into", tmp_path, code=2)
     assert "stage 'train' reads numbers, not made yet" in text
+
+
+def test_pack_then_show_then_verify(tmp_path):
+    table = tmp_path / "mugs.csv"
+    table.write_text("title,other\nred mug,a mug that is red\nblue cup,a cup that is blue\n")
+    out = tmp_path / "shards"
+    said = omni2vec("pack", table, out, "--column", "query=text:title", "--column", "positives=text:other")
+    assert said.startswith("1 shard, ") and f"omni2vec show {out}" in said
+    shown = omni2vec("show", out)
+    assert "2 rows" in shown and "a cup that is blue" in shown
+    assert omni2vec("show", "--verify", out).strip() == "1 shard: sound"
+
+
+def test_verify_names_the_shard_of_a_fault_and_exits_1(tmp_path):
+    (tmp_path / "cut.tar").write_bytes(b"not a tar" * 100)
+    assert str(tmp_path / "cut.tar") in omni2vec("show", "--verify", tmp_path, code=1)
+
+
+def test_pack_of_an_unknown_set_lists_the_sets(tmp_path):
+    text = omni2vec("pack", tmp_path, tmp_path / "out", "--set", "bankin", code=2)
+    assert "no such set. Did you mean 'banking'?" in text and not (tmp_path / "out").exists()
+
+
+def test_show_of_a_folder_without_shards_says_so(tmp_path):
+    assert "no *.tar in it" in omni2vec("show", tmp_path, code=2)
+
+
+def test_eval_refuses_an_out_that_holds_something(tmp_path):
+    (tmp_path / "x").write_text("")
+    assert "exists already" in omni2vec("eval", "model", "shards", "--out", tmp_path, code=2)
