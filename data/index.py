@@ -94,11 +94,12 @@ class Builder:
     def add(
         self,
         key: str,
-        row: Mapping[str, Any],
+        source: str,
+        task: str,
         json_at: tuple[int, int],
         media: Sequence[tuple[str, Part, int, int]],
     ) -> None:
-        """One sample: its row, (offset, length) of its JSON, and (name, medium, offset, length) of each medium."""
+        """One sample: (offset, length) of its JSON, and (name, medium, offset, length) of each medium."""
         for name, part, offset, length in media:
             kind, width, height, frames, seconds, rate = sizes(part)
             values = (kind, offset, length, width, height, frames, seconds, rate)
@@ -109,7 +110,7 @@ class Builder:
         self.columns["json_length"].append(json_at[1])
         self.columns["media_end"].append(len(self.columns["medium_kind"]))
         self._text("key", key)
-        for counts, name in ((self.sources, str(row.get("source", ""))), (self.tasks, str(row.get("task", "")))):
+        for counts, name in ((self.sources, source), (self.tasks, task)):
             counts[name] = counts.get(name, 0) + 1
 
     def _text(self, which: str, text: str) -> None:

@@ -24,7 +24,7 @@ def build_index(path: Path) -> Path:
                 part = probe(kind, Blob(media[name].data), f"{path}: sample {sample.key}: {name}")
                 at.append((name, part, media[name].offset, len(media[name].data)))
             assert sample.json is not None
-            builder.add(sample.key, row, (sample.json.offset, len(sample.json.data)), at)
+            builder.add(sample.key, row["source"], row["task"], (sample.json.offset, len(sample.json.data)), at)
     if not len(builder):
         raise DataError(f"{path}: no samples in it; delete it or pack it anew")
     builder.write(index_path(path), path)

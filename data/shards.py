@@ -54,7 +54,7 @@ def write_shards(
                 shard = None
             if shard is None:
                 shard = _Open(out / f"{prefix}-{len(finished):06d}.tar")
-            shard.add(raw, media)
+            shard.add(example, raw, media)
             if progress is not None:
                 progress(i + 1, total)
         if shard is None:
@@ -84,14 +84,14 @@ class _Open:
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         self.file: BinaryIO = self.temporary.open("wb")
 
-    def add(self, raw: bytes, media: list[Medium]) -> None:
+    def add(self, example: Example, raw: bytes, media: list[Medium]) -> None:
         # The shard's own name in front keeps keys apart when tools concatenate shards.
         key = f"{self.path.stem}/{len(self.builder):06d}"
         json_at = (self._member(f"{key}.json", raw), len(raw))
         at = [
             (m.name, m.part, -1 if m.outside else self._member(f"{key}.{m.name}", m.data), len(m.data)) for m in media
         ]
-        self.builder.add(key, parse(raw, key), json_at, at)
+        self.builder.add(key, example.source, example.task, json_at, at)
 
     def _member(self, name: str, data: bytes) -> int:
         start = self.length + BLOCK

@@ -59,9 +59,25 @@ def header(name: str, length: int) -> bytes:
     """The ustar header of a plain file: no owner, no time, mode 0644, so that equal contents give equal tars."""
     if length > LARGEST:
         raise DataError(f"{name}: {length:,} bytes, a member holds at most {LARGEST:,}; cut the medium into pieces")
+    raw = name.encode()
+    if len(raw) > tarfile.LENGTH_NAME:  # tarfile splits it in two, or refuses it
+        return _header(name, length)
+    # tarfile takes 50 microseconds a header; only name, size and checksum differ between ours.
+    size = b"%011o" % length
+    total = _HEADER_SUM + sum(raw) + sum(size)
+    head = raw.ljust(tarfile.LENGTH_NAME, b"\0") + _HEADER[100:124] + size + _HEADER[135:148]
+    return head + b"%06o\0" % total + _HEADER[155:]
+
+
+def _header(name: str, length: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode = length, 0o644
     return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+
+
+_HEADER = _header("", 0)
+# The checksum is the sum of the bytes with its own eight taken as spaces; the size's digits are added with each size.
+_HEADER_SUM = sum(_HEADER[:124]) + sum(_HEADER[135:148]) + 8 * ord(" ") + sum(_HEADER[156:])
 
 
 def padding(length: int) -> bytes:

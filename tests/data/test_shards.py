@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omni2vec.data.shards import Shard, build_index, stream, verify, write_shards
+from omni2vec.data.tars import header
 from omni2vec.data.types import Blob, DataError, Event, Example, Image, Item, Part, Text, Video
 from safetensors.numpy import load_file
 
@@ -243,3 +244,11 @@ def test_a_second_write_into_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_an_example_is_plain_data_for_workers(tmp_path: Path) -> None:
     example = Shard(write_shards([everything()], tmp_path)[0]).example(0)
     assert pickle.loads(pickle.dumps(example)) == example
+
+
+@pytest.mark.parametrize("name", ["a.json", "shard-000000/000012.query.0.png", "ü/ß.json", "x" * 100, "y/" * 60 + "z.json"])
+def test_a_header_is_that_of_the_standard_library(name: str) -> None:
+    for length in (0, 1, 12_345, 8**11 - 1):
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = length, 0o644
+        assert header(name, length) == info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
