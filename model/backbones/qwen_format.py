@@ -6,7 +6,7 @@ the stock models can only compute them for padded batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -46,31 +46,43 @@ class QwenMedia:
         return self.geometry.patch * self.geometry.merge
 
     def fit(self, part: Image | Video | Audio, limits: Limits, share: float) -> Medium:
-        patch = self.geometry.patch
-        least = max(int(limits.min_pixels * min(1.0, share)), self.factor**2) if share < 1 else limits.min_pixels
+        patch, floor = self.geometry.patch, self.factor**2
+
+        def bounds(most: int) -> tuple[int, int]:
+            """(min, max) pixels: a share is of what the picture would have, not of what it might have."""
+            if share < 1:
+                most = max(int(min(most, part.width * part.height) * share), floor)
+            return min(max(int(limits.min_pixels * share), floor) if share < 1 else limits.min_pixels, most), most
+
         if isinstance(part, Image):
-            most = max(int(limits.max_pixels * share), self.factor**2)
-            h, w = fit(part.width, part.height, self.factor, min(least, most), most)
+            h, w = fit(part.width, part.height, self.factor, *bounds(limits.max_pixels))
             return Medium(part, h, w, (1, h // patch, w // patch))
         if isinstance(part, Video):
-            from ...data.parts.video import sample, sample_ends
-
-            # Frames shrink to a quarter of their pixels before any frame is dropped.
-            most = max(int(limits.max_video_pixels * max(share, 0.25)), self.factor**2)
-            frames = max(int(limits.max_frames * min(1.0, 4 * share)), self.geometry.temporal)
-            if self.kind == "qwen3_vl":
-                indices, seconds = sample_ends(part, limits.fps, frames)
-            else:
-                indices, seconds = sample(part, limits.fps, frames, self.geometry.temporal)
-            count, sizes = len(indices), (self.factor, min(least, most), most)
-            if self.kind == "qwen3_vl":  # whose limits are of all frames together
-                sizes = (self.factor, sizes[1] * count, sizes[2] * count)
-                h, w = fit_qwen3_video(count, part.width, part.height, *sizes, self.geometry.temporal)
-            else:
-                h, w = fit_qwen2_video(count, part.width, part.height, *sizes, self.geometry.temporal)
-            steps = -(-len(indices) // self.geometry.temporal)
-            return Medium(part, h, w, (steps, h // patch, w // patch), tuple(indices), tuple(seconds))
+            return self._fit_video(part, limits, share, bounds)
         raise DataError(f"{self.kind} has no ears: an audio part needs a backbone with an audio tower or an adapter")
+
+    def _fit_video(
+        self, part: Video, limits: Limits, share: float, bounds: Callable[[int], tuple[int, int]]
+    ) -> Medium:
+        from ...data.parts.video import sample, sample_ends
+
+        timed, patch, temporal = self.kind == "qwen3_vl", self.geometry.patch, self.geometry.temporal
+        indices, seconds = (
+            sample_ends(part, limits.fps, limits.max_frames)
+            if timed
+            else sample(part, limits.fps, limits.max_frames, temporal)
+        )
+        if share < 0.25:  # frames are dropped once each has a quarter of its pixels
+            most = max(int(4 * share * len(indices)), temporal)
+            indices, seconds = sample_ends(part, limits.fps, most) if timed else sample(part, limits.fps, most, temporal)
+        least, most = bounds(limits.max_video_pixels)
+        count = len(indices)
+        if timed:  # whose limits are of all frames together
+            h, w = fit_qwen3_video(count, part.width, part.height, self.factor, least * count, most * count, temporal)
+        else:
+            h, w = fit_qwen2_video(count, part.width, part.height, self.factor, least, most, temporal)
+        grid = (-(-count // temporal), h // patch, w // patch)
+        return Medium(part, h, w, grid, tuple(indices), tuple(seconds))
 
     def tokens(self, medium: Medium) -> int:
         t, h, w = medium.grid

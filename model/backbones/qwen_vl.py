@@ -51,7 +51,9 @@ class QwenVL(nn.Module):
         """From a checkpoint folder or hub name, through the stock classes' `from_pretrained`."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        model = AutoModelForImageTextToText.from_pretrained(str(folder), dtype=dtype or torch.float32)
+        model = AutoModelForImageTextToText.from_pretrained(
+            str(folder), dtype=dtype or torch.float32, use_safetensors=True
+        )
         return cls(model, AutoProcessor.from_pretrained(str(folder)), template, mask_instruction)
 
     @property
