@@ -18,6 +18,7 @@ Split = Literal["train", "test"]
 Axis = Literal["things", "goods", "titles", "sounds"]
 Pair = tuple[str, str]
 
+# Both sides of an axis have the same number of words, a multiple of four.
 AXES: dict[Axis, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "things": (tuple(COLOURS), SHAPES),  # on pictures, in clips, and in every text that names a shape
     "goods": (tuple(COLOURS), GOODS),  # in people's histories
@@ -34,7 +35,9 @@ def pairs(axis: Axis, split: Split) -> tuple[Pair, ...]:
     rows, columns = AXES[axis]
     dice = Dice("held out", axis)
     rows_in_order, columns_in_order = dice.shuffled(rows), dice.shuffled(columns)
-    held = {(a, b) for i, a in enumerate(rows_in_order) for j, b in enumerate(columns_in_order) if (i + j) % 4 == 0}
+    size = len(rows)
+    apart = {k * (k + 1) // 2 for k in range(size // 4)}  # 0, 1, 3, 6: no two words miss the same partners
+    held = {(a, columns_in_order[(i + k) % size]) for i, a in enumerate(rows_in_order) for k in apart}
     return tuple((a, b) for a in rows for b in columns if ((a, b) in held) == (split == "test"))
 
 

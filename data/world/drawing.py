@@ -79,11 +79,12 @@ def item(scene: Scene, pixels: int) -> Item:
     return Item((png(shrink(draw(scene, pixels))),), scene.id)
 
 
-def crop(canvas: Picture, x: float, y: float, width: float) -> Image:
-    """The square of that width (of 1) around (x, y) of a drawn scene, kept inside it, at twice its final size."""
+def crop(canvas: Picture, x: float, y: float, width: float, pixels: int) -> Image:
+    """The square of that width (of 1) around (x, y) of a drawn scene, kept inside it; `pixels` wide and high."""
     size = round(width * canvas.width)
     left, top = (min(max(0, round(c * canvas.width - size / 2)), canvas.width - size) for c in (x, y))
-    return png(canvas.crop((left, top, left + size, top + size)).reduce(OVERSIZE // 2))
+    box = (left, top, left + size, top + size)
+    return png(canvas.resize((pixels, pixels), PIL.Image.Resampling.BOX, box))
 
 
 @lru_cache(maxsize=256)

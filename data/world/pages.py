@@ -109,12 +109,12 @@ def _table(pen: Pen, page: Page) -> None:
 
 def _bars(pen: Pen, page: Page) -> None:
     for column, (goods, amount) in enumerate(page.entries):
-        x = 8 + 36 * column
+        x = 8 + 30 * column
         top = 88 - 4.2 * amount
-        pen.box(x + 4, top, x + 28, 88, SLICES[column])
-        pen.text(x + 16, top - 1, str(amount), 14, anchor="mb")
-        pen.text(x + 16, 99, goods, 14, anchor="mm")
-    pen.box(6, 88, 116, 89, INK)
+        pen.box(x + 4, top, x + 24, 88, SLICES[column])
+        pen.text(x + 14, top - 1, str(amount), 14, anchor="mb")
+        pen.text(x + 14, 99, goods, 14, anchor="mm")
+    pen.box(8, 88, 96, 89, INK)
 
 
 def _pie(pen: Pen, page: Page) -> None:

@@ -114,14 +114,14 @@ def grounding(seed: Seed) -> Example:
     canvas = draw(scene, seed.pixels)
 
     def region(i: int) -> Item:
-        return Item((crop(canvas, *_around(scene.spots[i])),), digest("crop", scene.things[i].words()))
+        return Item((crop(canvas, *CELLS[scene.spots[i]], seed.pixels // 2),), digest("crop", scene.things[i].words()))
 
     order = closest(scene, index)
     if seed.split == "train":  # a few are kept: half of them twins in some attributes, half any
         order = [*order[: seed.hard - seed.hard // 2], *dice.shuffled(order[seed.hard - seed.hard // 2 :])]
     regions = [region(i) for i in order[: seed.most]]
     if seed.split == "test":
-        regions += [Item((crop(canvas, *at),)) for at in _between(dice, 9 - len(scene.things))]
+        regions += [Item((crop(canvas, *at, seed.pixels // 2),)) for at in _between(dice, 9 - len(scene.things))]
     right = region(index)
     return Example(
         seed.key,
@@ -136,16 +136,11 @@ def grounding(seed: Seed) -> Example:
     )
 
 
-def _around(spot: str) -> tuple[float, float, float]:
-    x, y, width = CELLS[spot]
-    return x, y, width + 0.02
-
-
 def _between(dice: Dice, count: int) -> list[tuple[float, float, float]]:
     """Regions centred between two neighbouring cells."""
     cells = list(CELLS.values())
     middles = [
-        ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2, a[2] + 0.02)
+        ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2, a[2])
         for i, a in enumerate(cells)
         for b in cells[i + 1 :]
         if abs(a[0] - b[0]) + abs(a[1] - b[1]) < 0.4
