@@ -21,7 +21,7 @@ def caption_to_clip(seed: Seed) -> Example:
         query=Item.text(seed.dice.pick(clip.texts())),
         positives=(clips.item(clip, seed.pixels),),
         known=(clip.id,),
-        instruction="Find the clip that shows this.",
+        instruction="Find the clip.",
         target_instruction="Represent the clip.",
     )
 
@@ -46,7 +46,7 @@ def clip_qa(seed: Seed) -> Example:
         positives=(Item.text(answer),),
         negatives=seed.wrong_texts(dice.shuffled(options), answer),
         known=(Item.text(answer).id,),
-        instruction="Answer the question about the clip.",
+        instruction="Answer the question.",
         target_instruction="Represent the answer.",
         answer=answer,
     )
@@ -61,7 +61,7 @@ def caption_to_sound(seed: Seed) -> Example:
         query=Item.text(seed.dice.pick(tune.texts())),
         positives=(tones.item(tune),),
         known=(tune.id,),
-        instruction="Find the sound that these words describe.",
+        instruction="Find the sound.",
         target_instruction="Represent the sound.",
     )
 
@@ -134,7 +134,7 @@ def behaviour(seed: Seed) -> Example:
         positives=(Item.text(answer),),
         negatives=seed.wrong_texts(rest[:7], answer),
         known=(Item.text(answer).id,),
-        instruction="Answer the question about this person.",
+        instruction="Answer about this person.",
         target_instruction="Represent the answer.",
         answer=answer,
     )

@@ -27,7 +27,7 @@ def caption_to_image(seed: Seed) -> Example:
         query=Item.text(seed.dice.pick(captions(scene, voice=0))),
         positives=(item(scene, seed.pixels),),
         known=(scene.id,),
-        instruction="Find the picture that this caption describes.",
+        instruction="Find the picture.",
         target_instruction=SEE,
     )
 
@@ -61,7 +61,7 @@ def classes(seed: Seed) -> Example:
         positives=(Item.text(name),),
         known=(Item.text(name).id,),
         label=name,
-        instruction="Name what is on the picture.",
+        instruction="Name what is shown.",
         target_instruction="Represent the class.",
         answer=name,
     )
@@ -99,7 +99,7 @@ def composed(seed: Seed) -> Example:
         positives=(item(target, seed.pixels),),
         negatives=seed.wrong((item(s, seed.pixels) for s in hardest[: seed.most]), (target.id,)),
         known=(target.id,),
-        instruction="Find the picture after this change.",
+        instruction="Find the changed picture.",
         target_instruction=SEE,
     )
 
@@ -131,7 +131,7 @@ def grounding(seed: Seed) -> Example:
         positives=(right,),
         negatives=seed.wrong(regions, (right.id,)),
         known=(right.id,),
-        instruction="Find the region that the words mean.",
+        instruction="Find the region.",
         target_instruction="Represent the region.",
     )
 

@@ -29,7 +29,7 @@ def vqa(seed: Seed) -> Example:
     dice = seed.dice
     ask = dice.pick((_of_group, _of_pair, _of_grid))
     scene, question = ask(dice, seed)
-    return _row(seed, scene, question, "Answer the question about the picture.")
+    return _row(seed, scene, question, "Answer the question.")
 
 
 def counting(seed: Seed) -> Example:
@@ -38,7 +38,7 @@ def counting(seed: Seed) -> Example:
     near = [NUMBERS[n - 1] for n in (count - 1, count + 1) if 1 <= n <= len(NUMBERS)]
     noun = seed.dice.pick((PLURALS[shape], "shapes"))
     question = Question(f"how many {noun} are there?", NUMBERS[count - 1], NUMBERS, tuple(near))
-    return _row(seed, scene, question, "Count the shapes on the picture.")
+    return _row(seed, scene, question, "Count the shapes.")
 
 
 def yes_no(seed: Seed) -> Example:
