@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar
 
+_FILES = 1 << 16
 W = TypeVar("W")
 W_co = TypeVar("W_co", covariant=True)
 R = TypeVar("R")
@@ -68,6 +69,7 @@ class Pool(Crew[W]):
     """`count` worker processes of one thread each. They end with this process, however it ends."""
 
     def __init__(self, work: W, count: int) -> None:
+        _allow_many_files()
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["omni2vec.data.loader", "torch"])
         self.count = count
@@ -93,9 +95,20 @@ class _Pooled(Later[R]):
         except BrokenProcessPool as error:
             raise RuntimeError(
                 f"one of {self.count} data workers ended without a word, most often killed for want of memory; lower "
-                "workers or prefetch, or set workers=0 to see the fault in this process. A script that trains with "
-                'workers must keep its own work under `if __name__ == "__main__":`'
+                "workers or prefetch, give /dev/shm more room (docker run --shm-size), or set workers=0 to see the "
+                "fault in this process. A script that trains with workers must keep its own work under "
+                '`if __name__ == "__main__":`'
             ) from error
+
+
+def _allow_many_files() -> None:
+    """Each tensor that a worker sends is shared memory and holds a file open for as long as it lives."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 _work: Any = None  # of this worker process, set once when it begins
@@ -105,6 +118,7 @@ def _begin(work: object) -> None:
     global _work
     import torch
 
+    _allow_many_files()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, which then ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()

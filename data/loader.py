@@ -129,12 +129,15 @@ class Loader(Generic[T]):
 
     def __iter__(self) -> Iterator[tuple[Plan, Iterator[T]]]:
         step = self.start
-        then: _Step[T] | None = None if step == self.stop else _Step(self, step)
+        then = self._begin(step)
         while then is not None:
             now, step = then, step + 1
             self._skip(now.plan.bad)
-            then = None if step == self.stop else _Step(self, step)
+            then = self._begin(step)
             yield now.plan, self._counted(now.plan, self._take(now, then))
+
+    def _begin(self, step: int) -> _Step[T] | None:
+        return None if self.stop is not None and step >= self.stop else _Step(self, step)
 
     def _take(self, now: _Step[T], then: _Step[T] | None) -> Iterator[T]:
         """The chunks of `now`. Behind them, as workers come free, those of `then` are begun."""

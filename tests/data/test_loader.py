@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -307,3 +308,15 @@ def test_a_wrong_setting_is_refused(settings: dict[str, object], words: str) -> 
 def test_two_sources_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="several sources are called 'a'"):
         _loader((ROWS[0], ROWS[0]))
+
+
+def test_all_chunks_of_a_step_may_be_kept_at_once_under_a_low_limit_of_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 128), hard))
+    try:
+        with _loader(ROWS, workers=1, batch=300, sub_batch=4, budget=45, stop=1, prefetch=8) as loader:
+            (kept,) = [list(chunks) for _, chunks in loader]
+        assert len(kept) > 400
+        assert all(len(c.ids) == sum(len(t) for t in c.texts) for c in kept)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
