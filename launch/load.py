@@ -89,7 +89,7 @@ def _call(path: Path, module: ModuleType, words: Mapping[str, str]) -> Recipe:
     settings = _settings(path, function, words)
     try:
         made = function(**{s.name: s.value for s in settings})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise _explained(error, path, module) from error
     last = made if isinstance(made, tuple) else (made,)
     if not last or not all(is_step(s) for s in last):
@@ -123,21 +123,22 @@ def _settings(path: Path, function: Callable[..., Any], words: Mapping[str, str]
     return tuple(settings)
 
 
-def _explained(error: TypeError, path: Path, module: ModuleType) -> Exception:
-    """A field that does not exist, or is missing, as an error that lists the fields; any other TypeError as it is."""
-    found = re.match(
-        r"(\w+)\.__init__\(\) (got an unexpected keyword argument|missing .* argument)s?:? '(\w+)'", str(error)
-    )
-    lines = [
-        f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()
-    ]
+def _explained(error: TypeError | ValueError, path: Path, module: ModuleType) -> Exception:
+    """A field that does not exist, is missing, or is refused by its class, with the recipe's line; another error as is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
+    if not lines:
+        return error
+    if isinstance(error, ValueError):
+        return RecipeError(f"{path}, line {lines[-1]}: {error}") if frames[-1].name == "__post_init__" else error
+    missing = r"(\w+)\.__init__\(\) (got an unexpected keyword argument|missing .* argument)s?:? '(\w+)'"
+    found = re.match(missing, str(error))
     kind: Any = getattr(module, found[1], None) if found else None
-    if found is None or not (isinstance(kind, type) and is_dataclass(kind)) or not lines:
+    if found is None or not (isinstance(kind, type) and is_dataclass(kind)):
         return error
     names = [f.name for f in fields(kind) if f.init]
-    wrong = (
-        f"has no field '{found[3]}'.{closest(found[3], names)}"
-        if "got" in found[2]
-        else f"needs the field '{found[3]}'."
-    )
+    if "got" in found[2]:
+        wrong = f"has no field '{found[3]}'.{closest(found[3], names)}"
+    else:
+        wrong = f"needs the field '{found[3]}'."
     return RecipeError(f"{path}, line {lines[-1]}: {found[1]} {wrong} Its fields are\n{listing(kind)}")

@@ -74,7 +74,13 @@ def _set(value: Any, rest: list[str], word: str, path: str, annotation: Any = An
             raise RecipeError(
                 f"'{path}={word}': '{first}' is the step '{inner.name}'; write {inner.name}.{'.'.join(deeper)}={word}."
             )
-        return replace(value, **{first: _set(inner, deeper, word, path, hints(type(value)).get(first, Any))})
+        new = _set(inner, deeper, word, path, hints(type(value)).get(first, Any))
+        try:
+            return replace(value, **{first: new})
+        except RecipeError:
+            raise
+        except ValueError as error:  # the class refuses the value
+            raise RecipeError(f"'{path}={word}': {error}") from error
     if isinstance(value, Mapping):
         if first not in value:
             raise RecipeError(

@@ -1,5 +1,7 @@
 """A recipe's file, its settings and its overrides: what is accepted, and what each error says."""
 
+import re
+
 import pytest
 from omni2vec.launch.load import load
 from omni2vec.launch.words import RecipeError
@@ -103,6 +105,7 @@ def test_an_override_goes_through_dataclasses_mappings_and_tuples(toy, word, rea
         ("train.sources.3.name=x", ("expected a place from 0 to 0, got '3'",)),
         ("train.data.count=2", ("is the step 'numbers'; write numbers.count=2",)),
         ("train.name=x", ("a step's name cannot be overridden",)),
+        ("numbers.count=0", ("'numbers.count=0': numbers: count=0, expected 1 or more",)),
         ("numbers.kind=sideways", ("got 'sideways', expected up | down",)),
     ],
 )
@@ -116,6 +119,10 @@ def test_a_wrong_field_in_a_recipe_names_file_line_and_fields(tmp_path):
     path = written(tmp_path, STEP + "def recipe():\n    return Stage('a', step=2)\n")
     message = refused(path)
     assert f"{path}, line 13: Stage has no field 'step'. Did you mean 'steps'?" in message and "rate: float" in message
+
+
+def test_a_value_that_its_class_refuses_comes_with_the_recipes_line(toy):
+    assert re.search(r"toy_recipe\.py, line \d+: numbers: count=0, expected 1 or more", refused(toy, "count=0"))
 
 
 def test_a_missing_field_in_a_recipe_is_named(tmp_path):

@@ -59,6 +59,10 @@ class Numbers:
     kind: Literal["up", "down"] = "up"
     workers: int = field(default=1, compare=False)
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"{self.name}: count={self.count}, expected 1 or more")
+
     def make(self, out: Path, where: Where) -> None:
         assert not any(out.iterdir())
         numbers = range(self.count) if self.kind == "up" else range(self.count - 1, -1, -1)
