@@ -124,7 +124,7 @@ def _settings(path: Path, function: Callable[..., Any], words: Mapping[str, str]
 
 
 def _explained(error: TypeError | ValueError, path: Path, module: ModuleType) -> Exception:
-    """A field that does not exist, is missing, or is refused by its class, with the recipe's line; another error as is."""
+    """A field that is unknown, missing or refused by its class, with the recipe's line; any other error as it is."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
     if not lines:
