@@ -262,7 +262,9 @@ def embed(
 @app.command(name="eval", cls=Verb)
 def evaluate(
     model: Model,
-    shards: Annotated[list[str], typer.Argument(metavar="SHARDS...", help="Shards, or folders of them.")],
+    shards: Annotated[
+        list[str], typer.Argument(metavar="SHARDS...", help="Shards, folders of them, or JSON lines of whole rows.")
+    ],
     baseline: Annotated[
         list[str] | None,
         typer.Option("--baseline", metavar="MODEL", help="A model to compare with, in pairs. May be repeated."),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.types import DataError, Source, Step
+from .embed import TABLES
 from .show import tars
 
 
@@ -21,26 +22,38 @@ def score(model: str, shards: Sequence[str], baselines: Sequence[str], out: Path
     from ..eval.evaluate import Evaluate
 
     step = Evaluate("eval", model, tuple(sources(shards)), tuple(baselines), limit)
-    with tempfile.TemporaryDirectory() as scratch:
-        aside = out.with_name(out.name + ".partial") if out is not None else Path(scratch)
-        aside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=_beside(out)) as scratch:
+        made = Path(scratch) / "eval"
+        made.mkdir()
         try:
-            step.make(aside, _no_steps)
+            step.make(made, _no_steps)
         except (FileNotFoundError, ValueError) as error:
             raise DataError(str(error)) from error
         if out is not None:
             shutil.rmtree(out, ignore_errors=True)
-            aside.rename(out)
+            made.rename(out)
 
 
-def sources(shards: Sequence[str]) -> list[Source]:
-    """One source for each folder that holds shards, named by it: a folder of folders is a set of tasks."""
-    from ..data.sources import Shards
+def _beside(out: Path | None) -> Path | None:
+    """Where to write aside: on the disk of `out`, so that a rename is enough."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    return out.parent if out is not None else None
+
+
+def sources(paths: Sequence[str]) -> list[Source]:
+    """One source for each folder that holds shards, named by it: a folder of folders is a set of tasks. JSON lines of
+    whole rows are a source, too."""
+    from ..data.sources import Shards, Table
 
     found: dict[str, Source] = {}
-    for path in shards:
-        for tar in tars([Path(path)]):
-            at = str(tar if Path(path).is_file() else tar.parent)
+    for word in paths:
+        path = Path(word)
+        if path.is_file() and path.suffix.lower() in TABLES:
+            found.setdefault(word, Table(word))
+            continue
+        for tar in tars([path]):
+            at = str(tar if path.is_file() else tar.parent)
             found.setdefault(at, Shards(at))
     return list(found.values())
 

@@ -1,11 +1,12 @@
-"""Inputs of `omni2vec embed`: what each word becomes, its identity, and what cannot be read."""
+"""`omni2vec embed` and `eval`: what each input becomes, what is written, and what cannot be read."""
 
 import json
 
 import pytest
 from omni2vec.data.shards import write_shards
 from omni2vec.data.types import DataError, Example, Image, Item, Text
-from omni2vec.launch.embed import gather, load_model
+from omni2vec.launch.embed import embed, gather, load_model
+from omni2vec.launch.score import score, sources
 from PIL import Image as Picture
 
 
@@ -70,3 +71,73 @@ def test_shards_give_their_queries_or_every_distinct_document(tmp_path):
 def test_a_model_that_is_missing_is_bad_input(tmp_path):
     with pytest.raises(DataError, match="no model folder"):
         load_model(str(tmp_path / "none"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from omni2vec.model.backbones.tiny import Tiny, build
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny = Tiny(texts=(), width=32, heads=2, layers=1, vision=32, depth=1)
+    build(tiny, ["a red circle", "a blue square"] * 20).save(folder)
+    return str(folder)
+
+
+def test_vectors_and_identities_are_written_in_order(model, tmp_path):
+    from omni2vec import Embedder
+    from safetensors import safe_open
+
+    out = tmp_path / "new" / "vectors.safetensors"
+    photo = picture(tmp_path / "a.png", (60, 60))
+    assert embed(model, ["a red circle", str(photo), "a blue square"], out, "find it") == (3, 32)
+    with safe_open(out, "pt") as file:
+        vectors, about = file.get_tensor("vectors"), file.metadata()
+    loaded = Embedder.load(model)
+    assert about == {"model": loaded.digest, "side": "query", "instruction": "find it"}
+    expected = loaded.encode(["a red circle", photo, "a blue square"], instruction="find it")
+    assert (vectors - expected).abs().max() < 1e-5
+    lines = [json.loads(line) for line in (tmp_path / "new" / "vectors.ids.jsonl").read_text().splitlines()]
+    assert [(x["row"], x["input"]) for x in lines] == [(0, "a red circle"), (1, str(photo)), (2, "a blue square")]
+    assert lines[1]["id"] == "a.png"
+
+
+def test_vectors_are_not_written_as_anything_but_safetensors(tmp_path):
+    with pytest.raises(DataError, match=r"end the name in \.safetensors"):
+        embed("model", ["a"], tmp_path / "v.npy")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    rows = [(f"question {i}", f"answer {i}") for i in range(6)]
+    examples = [Example("", "s", "retrieval", Item.text(q), (Item.text(a),)) for q, a in rows]
+    for task in ("one", "two"):
+        write_shards(examples, tmp_path / "set" / task)
+    return tmp_path / "set"
+
+
+def test_a_folder_of_folders_is_a_set_of_tasks(shards, tmp_path):
+    assert [s.name for s in sources([str(shards)])] == ["one", "two"]
+    assert [s.name for s in sources([str(shards / "one" / "shard-000000.tar")])] == ["shard-000000"]
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    assert [s.name for s in sources([str(tmp_path / "rows.jsonl"), str(shards / "two")])] == ["rows", "two"]
+
+
+def test_a_model_beside_itself_differs_by_nothing(model, shards, tmp_path, capsys):
+    score(model, [str(shards)], [model], tmp_path / "out", None)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [t["name"] for t in report["tasks"]] == ["one", "two"]
+    assert report["comparisons"][0]["overall"]["value"] == 0.0
+    assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+    assert not (tmp_path / "out.partial").exists() and "one" in capsys.readouterr().out
+
+
+def test_scores_without_a_folder_leave_nothing(model, shards, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    score(model, [str(shards / "one")], [], None, 3)
+    assert sorted(tmp_path.rglob("*")) == before and "hit@1" in capsys.readouterr().out
+
+
+def test_a_model_that_cannot_be_read_is_bad_input_of_eval(shards, tmp_path):
+    with pytest.raises(DataError, match="no model folder"):
+        score(str(tmp_path / "none"), [str(shards)], [], tmp_path / "out", None)
+    assert not list(tmp_path.glob("out*"))
