@@ -1,16 +1,17 @@
 """MovieLens (ml-latest-small; Harper and Konstan, 2015): what people rated -> the next film, questions about them.
 
-People are split by a hash of their number, films by a hash of theirs: rows of train show no person and no film that the
-test asks about. Two ratings of one second are ordered by the film's number, for want of better.
+People are split by a hash of their number, films by a hash of their title: rows of train show no person and no film
+that the test asks about. Two ratings of one second are ordered by the film's number, for want of better.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..counter import choose
 from ..tables import cells
 from ..types import DataError, Event, Events, Example, Item, Part, Text, Where, digest
 from .folder import Tasks, outside, write
@@ -50,7 +51,8 @@ class MovieLens:
         root = Path(self.root)
         films = _films(root)
         tags = _tags(root, films)
-        asked = {film for film in films if _unit("film", film) < self.test_share}
+        # By title: a few films stand in the list twice.
+        asked = {number for number, film in films.items() if _unit("film", film.title) < self.test_share}
         people: dict[str, dict[str, list[Rating]]] = {"train": {}, "test": {}}
         for person, ratings in _people(root, films).items():
             split = "test" if _unit("person", person) < self.test_share else "train"
@@ -66,28 +68,24 @@ class MovieLens:
 
     def _next(self, split: str, people: Mapping[str, list[Rating]], tags: Tags) -> Iterator[Example]:
         """History -> the film rated next: in train at several times, in test the last one, with others for the pool."""
-        counts: dict[str, int] = defaultdict(int)
-        for ratings in people.values():
-            for r in ratings:
-                counts[r.film.number] += 1
-        known_films = {r.film.number: r.film for ratings in people.values() for r in ratings}
-        popular = [f for n, f in known_films.items() if counts[n] >= min(POPULAR, len(people))]
+        counts = Counter(r.film for ratings in people.values() for r in ratings)
+        items = {film: Item.text(film.about) for film in counts}
+        popular = sorted((f for f, n in counts.items() if n >= min(POPULAR, len(people))), key=lambda f: f.number)
         for person, ratings in people.items():
             last = len(ratings) - 1
             steps = min(self.cuts, last - FEWEST + 1) if split == "train" else 1
-            cuts = sorted({last - i * (last - FEWEST) // max(steps - 1, 1) for i in range(steps)})
-            seen = {r.film.number for r in ratings}
-            for cut in cuts:
-                target = _about(ratings[cut].film)
-                ordered = sorted(popular, key=lambda f: digest(person, f.number)) if split != "train" else []
-                others = [_about(f) for f in ordered if f.number not in seen]
+            seen = {r.film for r in ratings}
+            unseen = [f for f in popular if f not in seen] if split != "train" else []
+            others = tuple(items[unseen[i]] for i in choose(len(unseen), DISTRACTORS, "movielens", person))
+            for cut in sorted({last - i * (last - FEWEST) // max(steps - 1, 1) for i in range(steps)}):
+                target = items[ratings[cut].film]
                 yield Example(
                     key=f"movielens_next/{split}/{person}-{cut}",
                     source="movielens_next",
                     task="retrieval",
                     query=Item(self._history(ratings[:cut], tags.get(person, []))),
                     positives=(target,),
-                    negatives=tuple(others[:DISTRACTORS]),
+                    negatives=others,
                     known=(target.id,),
                     instruction="Given what this person rated, find the film that they rate next.",
                     target_instruction="Represent the film.",
@@ -167,10 +165,6 @@ def _genres(split: str, films: Sequence[Film]) -> Iterator[Example]:
                 instruction="Find the genres of the film.",
                 answer=", ".join(film.genres),
             )
-
-
-def _about(film: Film) -> Item:
-    return Item.text(film.about)
 
 
 def _unit(*name: str) -> float:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 SHRINK = 20  # ratings of an average person that are mixed in
 MARGIN = 1.1  # the first answer over the second; a closer call is not asked about
@@ -27,11 +28,11 @@ class Film:
         """genres as the file has them: joined by bars, or in words that there are none."""
         return Film(number, title.strip(), () if genres.startswith("(") else tuple(genres.split("|")))
 
-    @property
+    @cached_property
     def about(self) -> str:
         return f"{self.title}: {', '.join(self.genres)}" if self.genres else self.title
 
-    @property
+    @cached_property
     def decade(self) -> str:
         """ "1990s"; "" where the title has no year."""
         year = _YEAR.search(self.title)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,8 @@ import pyarrow as arrow
 import pyarrow.parquet as parquet
 import pytest
 from omni2vec.data import sources
-from omni2vec.data.convert import pack
-from omni2vec.data.mapping import examples
+from omni2vec.data.convert import SETS, pack
+from omni2vec.data.mapping import IDS, ITEMS, TEXTS, examples, mapped
 from omni2vec.data.shards import Shard, verify, write_shards
 from omni2vec.data.sources import AtLeast, Concat, Shards, Table, Take
 from omni2vec.data.types import DataError, Events, Example, Image, Item, Rows, Step, Text
@@ -434,3 +435,56 @@ def test_an_example_of_every_kind_passes_through_every_source(tmp_path: Path) ->
     shards = Shards(str(tmp_path / "set"))
     row = Concat((Take(shards, 2), AtLeast(shards, "label", 0.75)), "all").open(nowhere)[3]
     assert len(row.positives) == 1 and row.query.id == everything(1).query.id
+
+
+# --- the docs ---
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "your_data.md"
+
+
+def test_the_pack_example_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = PAGE.read_text()
+    head = re.search(r"```\n(question,photo,kind\n.*?)```", text, re.S)
+    code = re.search(r"```python\n(from pathlib.*?)```", text, re.S)
+    assert head is not None and code is not None
+    for folder in ("mugs/photos", "shards"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "mugs/train.csv").write_text(head[1])
+    for i in (1, 2):
+        (tmp_path / f"mugs/photos/000{i}.jpg").write_bytes(png(4, i))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code[1], "your_data.md", "exec"), {})
+    rows = Shards("shards/train/mugs").open(nowhere)
+    assert [seen(rows[i])[:2] for i in range(2)] == [
+        [["a blue mug with a white handle"], [[(4, 1)]]],
+        [["something to pour tea from"], [[(4, 2)]]],
+    ]
+    assert rows[1].label == "teapot" and rows[1].instruction.startswith("Find the photograph")
+
+
+def test_the_whole_row_of_the_docs_is_read(tmp_path: Path) -> None:
+    code = re.search(r"```json\n(.*?)```", PAGE.read_text(), re.S)
+    assert code is not None
+    for i in (1, 9, 10):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / f"photos/00{i:02d}.jpg").write_bytes(png(i, 4))
+    (tmp_path / "rows.jsonl").write_text(code[1])
+    (example,) = examples(tmp_path / "rows.jsonl", columns={})
+    assert seen(example) == [[(1, 4), "in blue"], [[(9, 4)]], [[(10, 4)]]]
+    assert [i.id for i in (*example.positives, *example.negatives)] == ["sku-7", "sku-8"]
+
+
+def test_every_spec_of_the_docs_is_one_and_every_field_is_named() -> None:
+    text = PAGE.read_text()
+    rows = re.findall(r"^\| [^|]+ \| `((?:[a-z]+:)[^`]*)` \(", text, re.M)
+    assert len(rows) == 5
+    for spec in rows:
+        field = "query" if " \\| " not in spec else "negatives"
+        mapped({"query": "text:q", "positives": "text:p", field: spec.replace("\\|", "|")}, "docs")
+    named = [*ITEMS, *IDS, *TEXTS, "known", "scores.NAME"]
+    assert [name for name in named if f"`{name}`" not in text] == []
+
+
+def test_the_docs_name_every_task_of_every_converter() -> None:
+    text = PAGE.read_text()
+    assert [name for name in SETS if f"| `{name}` |" not in text] == []
