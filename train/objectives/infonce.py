@@ -35,7 +35,7 @@ class InfoNCE:
     mask_labels: rows of one class (equal `label`, not empty) mask each other's documents, hard negatives included
         (QZhou, arXiv:2508.21632); the row's own hard negatives stay.
     across_sources: documents of other sources are negatives too. Off, a source meets only itself.
-    tile: a block of logits holds at most max(tile**2, tile / 8 * N) numbers. 1024 suits a CPU's cache; 4096 a GPU.
+    tile: a block of logits holds at most max(tile**2, tile / 8 * N) numbers. 1536 suits a CPU's caches; 4096 a GPU.
     """
 
     weight: float = 1.0
@@ -44,13 +44,13 @@ class InfoNCE:
     both: bool = False
     mask_labels: bool = False
     across_sources: bool = False
-    tile: int = 1024
+    tile: int = 1536
 
     def __post_init__(self) -> None:
         if self.negatives not in get_args(Given):
             raise ValueError(f"InfoNCE: negatives={self.negatives!r}; expected one of {', '.join(get_args(Given))}")
         if self.tile < 1:
-            raise ValueError(f"InfoNCE: tile={self.tile}; expected 1 or more (1024 is a good start)")
+            raise ValueError(f"InfoNCE: tile={self.tile}; expected 1 or more (1536 is a good start)")
         if self.both and not self.in_batch:
             raise ValueError(
                 "InfoNCE: both=True with in_batch=False: the other rows' queries are the only negatives of a document, "

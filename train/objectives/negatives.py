@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -61,14 +62,15 @@ class Negatives:
         columns = slice(0 if in_batch else positives, docs if shared else positives)
         given = slice(docs if shared else positives, docs)
 
-        index = dense_index(torch.cat([r.query_id, r.doc_id, r.known_id]))
+        here = torch.isin(r.known_id[:, 0], r.doc_id[:, 0])  # of all that is known to be right, little is in the batch
+        index = dense_index(torch.cat([r.query_id, r.doc_id, r.known_id[here]]))
         query, doc, known = index[:queries], index[queries : queries + docs][order], index[queries + docs :]
         group = torch.unique(query, return_inverse=True)[1]
         # A pair (group, Item) is one integer; 2^31 Items fit. The query's own Item counts as a right answer of its own.
         base = int(index.max()) + 1 if len(index) else 1
         of_owner = group[owner] * base + doc
         right = torch.unique(
-            torch.cat([group[r.known_query] * base + known, of_owner[:positives], group * base + query])
+            torch.cat([group[r.known_query[here]] * base + known, of_owner[:positives], group * base + query])
         )
         by_id = doc[columns].argsort(stable=True)
         ids, wanted = doc[columns][by_id], right % base
@@ -98,24 +100,18 @@ class Negatives:
         """Row blocks of at most max(tile**2, tile / 8 * C) logits: few rows would leave a matrix product no work."""
         queries = self.group.shape[0]
         rows = max(tile * tile // max(self.width, tile), tile // 8, 1)
-        for first in range(0, queries, rows):
-            last = min(first + rows, queries)
-            positives, own = self._owned(slice(0, self.positives), first, last), self._owned(self.given, first, last)
-            yield Block(
-                rows=slice(first, last),
-                positives=positives,
-                positive_row=self.owner[positives] - first,
-                own=own,
-                own_row=self.owner[own] - first,
-                masked=self._masked(first, last),
-            )
+        parts = [slice(first, min(first + rows, queries)) for first in range(0, queries, rows)]
+        ends = torch.tensor([0, *(p.stop for p in parts)])
+        positives, own = (self._owned(docs, ends) for docs in (slice(0, self.positives), self.given))
+        for part, p, o in zip(parts, positives, own, strict=True):
+            yield Block(part, p, self.owner[p] - part.start, o, self.owner[o] - part.start, self._masked(part))
 
-    def _owned(self, docs: slice, first: int, last: int) -> slice:
-        ends = torch.searchsorted(self.owner[docs], torch.tensor([first, last])) + docs.start
-        return slice(int(ends[0]), int(ends[1]))
+    def _owned(self, docs: slice, ends: Tensor) -> list[slice]:
+        at = [docs.start + i for i in torch.searchsorted(self.owner[docs], ends).tolist()]
+        return [slice(a, b) for a, b in pairwise(at)]
 
-    def _masked(self, first: int, last: int) -> Tensor:
-        group = self.group[first:last]
+    def _masked(self, rows: slice) -> Tensor:
+        group = self.group[rows]
         row, hit = spans(self.hit_of[group], self.hit_of[group + 1] - self.hit_of[group])
         which, place = spans(self.hit_start[hit], self.hit_count[hit])
         return row[which] * self.width + self.by_id[place]
@@ -145,9 +141,12 @@ def spans(start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
 
 def dense_index(pairs: Tensor) -> Tensor:
     """(n, 2) int64 -> (n,) int64: equal pairs and only those share an index, which is below n."""
-    first, second = (torch.unique(pairs[:, k], return_inverse=True)[1] for k in (0, 1))
-    both = first * (int(second.max()) + 1 if len(second) else 1) + second
-    index: Tensor = torch.unique(both, return_inverse=True)[1]
+    index: Tensor = torch.unique(pairs[:, 0], return_inverse=True)[1]
+    seen = torch.zeros(len(pairs), dtype=torch.int64).scatter_(0, index, pairs[:, 1])
+    if torch.equal(seen[index], pairs[:, 1]):  # the first half of a digest tells nearly all apart
+        return index
+    second = torch.unique(pairs[:, 1], return_inverse=True)[1]
+    index = torch.unique(index * len(pairs) + second, return_inverse=True)[1]
     return index
 
 

@@ -62,7 +62,7 @@ class _Batch:
         self.owner = negatives.owner.to(self.device)
         self.given_right = negatives.given_right.to(self.device)
         self.columns = docs[negatives.columns]
-        self.d_query = torch.zeros_like(query) if want else query
+        self.d_query = torch.zeros_like(query) if want else query  # without gradients neither is written to
         self.d_docs = torch.zeros_like(docs) if want else docs
 
     def one_way(self) -> Tensor:
@@ -154,6 +154,8 @@ class _Batch:
 
     def _own(self, block: Block, query: Tensor) -> Tensor:
         """Logits of the given negatives that only these rows see; -inf where one is a right answer after all."""
+        if not len(block.own_row):
+            return query.new_empty(0)
         start = self.negatives.given.start
         right = self.given_right[block.own.start - start : block.own.stop - start]
         return self._dots(query, block.own_row.to(self.device), block.own).masked_fill_(right, float("-inf"))
@@ -177,11 +179,11 @@ class _Batch:
 
     def _pairs(self, block: Block, pull: Tensor, own: Tensor, by_row: Tensor) -> None:
         """Adds the gradient at the positives, `pull`, and at the negatives that only their owner sees."""
-        row = block.own_row.to(self.device)
-        for docs, of, weight in (
-            (block.positives, block.positive_row.to(self.device), -pull),
-            (block.own, row, (own - by_row[row]).exp2_()),
-        ):
+        pairs = [(block.positives, block.positive_row.to(self.device), -pull)]
+        if len(own):
+            row = block.own_row.to(self.device)
+            pairs.append((block.own, row, (own - by_row[row]).exp2_()))
+        for docs, of, weight in pairs:
             self.d_query[block.rows].index_add_(0, of, self.docs[docs] * weight[:, None])
             self.d_docs[docs].add_(self.query[block.rows][of] * weight[:, None])
 
