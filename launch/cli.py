@@ -70,6 +70,17 @@ def _root(
 
 
 @app.command(cls=Verb)
+def quickstart(words: Words = None, into: Into = None) -> None:
+    """Train a small embedder on the built-in world, score it and release it, in a few minutes on two cores.
+
+        omni2vec quickstart
+
+    It is recipes/quickstart.py: copy that file to begin a recipe of your own.
+    """
+    _run(Path(__file__).resolve().parent.parent / "recipes" / "quickstart.py", words or [], into, [])
+
+
+@app.command(cls=Verb)
 def plan(recipe: RecipeFile, words: Words = None, into: Into = None) -> None:
     """Say what a run would do: order, what is done, what it will cost. Makes nothing.
 
@@ -130,14 +141,43 @@ def _say(line: str) -> None:
 
 
 @app.command(cls=Verb)
-def quickstart(words: Words = None, into: Into = None) -> None:
-    """Train a small embedder on the built-in world, score it and release it, in a few minutes on two cores.
+def show(
+    target: Annotated[
+        list[str],
+        typer.Argument(metavar="RECIPE [NAME=VALUE]... | SHARDS...", help="A recipe, or shards and folders of shards."),
+    ],
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="T", help="Batch T of a stage, as the model will see it.")
+    ] = None,
+    stage: Annotated[
+        str, typer.Option("--stage", metavar="NAME", help="Which stage, where the recipe has several.")
+    ] = "",
+    into: Into = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every sample of the shards; exit 1 on a fault.")
+    ] = False,
+    limit: Annotated[int, typer.Option("--limit", help="Rows to list.", metavar="N")] = 10,
+) -> None:
+    """Show a batch as the model will see it, the rows of shards, or every fault in them.
 
-        omni2vec quickstart
-
-    It is recipes/quickstart.py: copy that file to begin a recipe of your own.
+    omni2vec show recipes/quickstart.py --batch 3
+    omni2vec show runs/quickstart/world --limit 5
+    omni2vec show --verify runs/quickstart/world
     """
-    _run(Path(__file__).resolve().parent.parent / "recipes" / "quickstart.py", words or [], into, [])
+    from . import show as view
+
+    console = Console()
+    if Path(target[0]).suffix in (".py", ".json"):
+        from .load import load
+
+        loaded = load(Path(target[0]), target[1:])
+        for part in view.batch(loaded, into or Path("runs") / loaded.name, batch or 0, stage):
+            console.print(view.hanging(part, console.width) if isinstance(part, str) else part)
+        return
+    if batch is not None or stage:
+        raise DataError(f"{target[0]}: --batch and --stage go with a recipe (a .py file or a record.json).")
+    paths = view.tars([Path(t) for t in target])
+    raise SystemExit(view.verify(paths, console) if verify else view.rows(paths, limit, console))
 
 
 @app.command(cls=Verb)
@@ -187,46 +227,6 @@ def pack(
     kilobytes = sum(path.stat().st_size for path in made) / 1e3
     size = f"{kilobytes:,.0f} kB" if kilobytes < 1e4 else f"{kilobytes / 1e3:,.0f} MB"
     _say(f"{len(made)} shard{'s' * (len(made) > 1)}, {size}: {out}. Look at them: omni2vec show {out}")
-
-
-@app.command(cls=Verb)
-def show(
-    target: Annotated[
-        list[str],
-        typer.Argument(metavar="RECIPE [NAME=VALUE]... | SHARDS...", help="A recipe, or shards and folders of shards."),
-    ],
-    batch: Annotated[
-        int | None, typer.Option("--batch", metavar="T", help="Batch T of a stage, as the model will see it.")
-    ] = None,
-    stage: Annotated[
-        str, typer.Option("--stage", metavar="NAME", help="Which stage, where the recipe has several.")
-    ] = "",
-    into: Into = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check every sample of the shards; exit 1 on a fault.")
-    ] = False,
-    limit: Annotated[int, typer.Option("--limit", help="Rows to list.", metavar="N")] = 10,
-) -> None:
-    """Show a batch as the model will see it, the rows of shards, or every fault in them.
-
-    omni2vec show recipes/quickstart.py --batch 3
-    omni2vec show runs/quickstart/world --limit 5
-    omni2vec show --verify runs/quickstart/world
-    """
-    from . import show as view
-
-    console = Console()
-    if Path(target[0]).suffix in (".py", ".json"):
-        from .load import load
-
-        loaded = load(Path(target[0]), target[1:])
-        for part in view.batch(loaded, into or Path("runs") / loaded.name, batch or 0, stage):
-            console.print(view.hanging(part, console.width) if isinstance(part, str) else part)
-        return
-    if batch is not None or stage:
-        raise DataError(f"{target[0]}: --batch and --stage go with a recipe (a .py file or a record.json).")
-    paths = view.tars([Path(t) for t in target])
-    raise SystemExit(view.verify(paths, console) if verify else view.rows(paths, limit, console))
 
 
 @app.command(cls=Verb)
@@ -284,6 +284,28 @@ def evaluate(
     score(model, shards, baseline or [], out, limit)
     if out is not None:
         _say(f"report: {out / 'report.html'}")
+
+
+@app.command(cls=Verb)
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a release.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Its name on the hub: owner/name.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and send nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Overwrite files on the hub without asking.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is made is public, not private.")] = False,
+    message: Annotated[str, typer.Option("--message", metavar="TEXT", help="Of the commit.")] = "Release",
+) -> None:
+    """Send a release to the Hugging Face hub: shows every file first, and asks before it overwrites one.
+
+    omni2vec push runs/mine/release me/my-embedder --dry-run
+    omni2vec push runs/mine/release me/my-embedder
+
+    Log in before, once: hf auth login. Nothing that is on the hub is deleted.
+    """
+    from .push import push as send
+
+    ask = typer.confirm if sys.stdin.isatty() else None
+    send(folder, repo, dry_run=dry_run, yes=yes, private=not public, message=message, say=_say, ask=ask)
 
 
 @app.command(cls=Verb)
