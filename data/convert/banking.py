@@ -21,11 +21,14 @@ class Banking:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
+    def tasks(self) -> Tasks:
+        return _tasks(unseen(splits(self.root, ("text", "intent")), lambda row: row["text"].strip().lower()))
+
     def make(self, out: Path, where: Where) -> None:
-        write(out, tasks(unseen(splits(self.root, ("text", "intent")), lambda row: row["text"].strip().lower())))
+        write(out, self.tasks())
 
 
-def tasks(found: Splits) -> Tasks:
+def _tasks(found: Splits) -> Tasks:
     classes = sorted({row["intent"] for rows in found.values() for row in rows})
     for split, rows in found.items():
         items = [(Item.text(row["text"]), row["intent"]) for row in rows]

@@ -26,11 +26,14 @@ class Cells:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
+    def tasks(self) -> Tasks:
+        return _tasks(unseen(splits(self.root, ("image", "objects")), lambda row: row["image"]))
+
     def make(self, out: Path, where: Where) -> None:
-        write(out, tasks(unseen(splits(self.root, ("image", "objects")), lambda row: row["image"])))
+        write(out, self.tasks())
 
 
-def tasks(found: Splits) -> Tasks:
+def _tasks(found: Splits) -> Tasks:
     labels = sorted({o["label"] for rows in found.values() for row in rows for o in row["objects"]})
     counts = [Counter(o["label"] for o in row["objects"]) for rows in found.values() for row in rows]
     ranges = {label: range(max(c[label] for c in counts) + 1) for label in labels}
@@ -87,18 +90,18 @@ def _counts(
     split: str, pictures: Sequence[Item], rows: Sequence[Row], ranges: Mapping[str, range]
 ) -> Iterator[Example]:
     """ "How many platelets are there?" among all counts of that kind that occur in the set."""
+    answers = {n: Item.text(str(n)) for numbers in ranges.values() for n in numbers}
     for i, (picture, row) in enumerate(zip(pictures, rows, strict=True)):
         here = Counter(o["label"] for o in row["objects"])
         for label, numbers in ranges.items():
-            right = Item.text(str(here[label]))
             yield Example(
                 key=f"cells_count/{split}/{i}-{label}",
                 source="cells_count",
                 task="vqa",
                 query=joined(picture, f"How many {label}s are there?"),
-                positives=(right,),
-                negatives=tuple(Item.text(str(n)) for n in numbers if n != here[label]),
-                known=(right.id,),
+                positives=(answers[here[label]],),
+                negatives=tuple(answers[n] for n in numbers if n != here[label]),
+                known=(answers[here[label]].id,),
                 instruction="Answer the question about the picture.",
                 answer=str(here[label]),
             )

@@ -24,11 +24,14 @@ class Clips:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
+    def tasks(self) -> Tasks:
+        return _tasks(unseen(splits(self.root, ("video", "topic", "file")), lambda row: row["video"]))
+
     def make(self, out: Path, where: Where) -> None:
-        write(out, tasks(unseen(splits(self.root, ("video", "topic", "file")), lambda row: row["video"])))
+        write(out, self.tasks())
 
 
-def tasks(found: Splits) -> Tasks:
+def _tasks(found: Splits) -> Tasks:
     shared = set.intersection(*({row["topic"] for row in rows} for rows in found.values()))
     classes = sorted(shared)
     for split, rows in found.items():

@@ -21,11 +21,14 @@ class Clothing:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
+    def tasks(self) -> Tasks:
+        return _tasks(unseen(splits(self.root, ("image", "label")), lambda row: row["image"]))
+
     def make(self, out: Path, where: Where) -> None:
-        write(out, tasks(unseen(splits(self.root, ("image", "label")), lambda row: row["image"])))
+        write(out, self.tasks())
 
 
-def tasks(found: Splits) -> Tasks:
+def _tasks(found: Splits) -> Tasks:
     classes = sorted({row["label"] for rows in found.values() for row in rows})
     for split, rows in found.items():
         items = [(medium("image", r["image"], f"clothing {split} {i}"), r["label"]) for i, r in enumerate(rows)]

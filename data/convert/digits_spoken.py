@@ -24,11 +24,14 @@ class DigitsSpoken:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
+    def tasks(self) -> Tasks:
+        return _tasks(unseen(splits(self.root, ("audio", "digit", "speaker")), lambda row: row["audio"]))
+
     def make(self, out: Path, where: Where) -> None:
-        write(out, tasks(unseen(splits(self.root, ("audio", "digit", "speaker")), lambda row: row["audio"])))
+        write(out, self.tasks())
 
 
-def tasks(found: Splits) -> Tasks:
+def _tasks(found: Splits) -> Tasks:
     speakers = sorted({row["speaker"] for rows in found.values() for row in rows})
     for split, rows in found.items():
         sounds = [medium("audio", row["audio"], f"digits_spoken {split} {i}") for i, row in enumerate(rows)]

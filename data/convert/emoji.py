@@ -27,11 +27,14 @@ class Emoji:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
+    def tasks(self) -> Tasks:
+        return _tasks(unseen(splits(self.root, ("image", "name", "category")), lambda row: row["image"]))
+
     def make(self, out: Path, where: Where) -> None:
-        write(out, tasks(unseen(splits(self.root, ("image", "name", "category")), lambda row: row["image"])))
+        write(out, self.tasks())
 
 
-def tasks(found: Splits) -> Tasks:
+def _tasks(found: Splits) -> Tasks:
     classes = sorted({row["category"] for rows in found.values() for row in rows})
     for split, rows in found.items():
         pictures = [medium("image", row["image"], f"emoji {split} {row['name']}") for row in rows]

@@ -21,11 +21,14 @@ class LimitSmall:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
+    def tasks(self) -> Tasks:
+        return _tasks(Path(self.root))
+
     def make(self, out: Path, where: Where) -> None:
-        write(out, tasks(Path(self.root)))
+        write(out, self.tasks())
 
 
-def tasks(root: Path) -> Tasks:
+def _tasks(root: Path) -> Tasks:
     documents = {
         row["_id"]: Item.text(f"{row['title']} {row['text']}".strip())
         for row in cells(root / "corpus.jsonl", ("_id", "title", "text"))

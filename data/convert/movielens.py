@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ..counter import choose
@@ -93,18 +94,19 @@ class MovieLens:
 
     def _asked(self, split: str, people: Mapping[str, list[Rating]], tags: Tags, habits: Habits) -> Iterator[Example]:
         """History and question -> answer, computed from the very ratings that the row shows."""
+        item = cache(Item.text)  # so that the digest of an answer is taken once
         for person, ratings in people.items():
             shown = ratings[-self.events :]
             history = self._history(shown, tags.get(person, []))
             for name, question, answer, candidates in questions(shown, habits):
-                right = Item.text(answer)
+                right = item(answer)
                 yield Example(
                     key=f"movielens_people/{split}/{person}-{name}",
                     source="movielens_people",
                     task="vqa",
                     query=Item((*history, Text(question))),
                     positives=(right,),
-                    negatives=tuple(Item.text(c) for c in candidates if c != answer),
+                    negatives=tuple(item(c) for c in candidates if c != answer),
                     known=(right.id,),
                     label=f"{name}: {answer}",
                     instruction="Answer the question about this person.",

@@ -20,11 +20,14 @@ class Nlvr:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
+    def tasks(self) -> Tasks:
+        return _tasks(unseen(splits(self.root, ("image", "sentence", "label")), lambda row: row["image"]))
+
     def make(self, out: Path, where: Where) -> None:
-        write(out, tasks(unseen(splits(self.root, ("image", "sentence", "label")), lambda row: row["image"])))
+        write(out, self.tasks())
 
 
-def tasks(found: Splits) -> Tasks:
+def _tasks(found: Splits) -> Tasks:
     answers = {word: Item.text(word) for word in ("true", "false")}
     for split, rows in found.items():
         yield (

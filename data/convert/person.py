@@ -17,8 +17,10 @@ RATERS = ("strict", "middling", "generous")
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Film:
+    """One film of the list; the same object wherever it is rated."""
+
     number: str
     title: str
     genres: tuple[str, ...]

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..types import Example, Item, Where, digest
+from ..counter import choose
+from ..types import Example, Item, Where
 from .folder import Row, Splits, Tasks, joined, medium, outside, splits, unseen, write
 
 QUESTIONS = {
@@ -29,11 +30,14 @@ class Receipts:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
+    def tasks(self) -> Tasks:
+        return _tasks(unseen(splits(self.root, ("image", *QUESTIONS)), lambda row: row["image"]))
+
     def make(self, out: Path, where: Where) -> None:
-        write(out, tasks(unseen(splits(self.root, ("image", *QUESTIONS)), lambda row: row["image"])))
+        write(out, self.tasks())
 
 
-def tasks(found: Splits) -> Tasks:
+def _tasks(found: Splits) -> Tasks:
     for split, rows in found.items():
         pages = [medium("image", row["image"], f"receipts {split} {i}") for i, row in enumerate(rows)]
         yield split, "receipts_pages", _pages(split, rows, pages)
@@ -67,8 +71,9 @@ def _questions(split: str, rows: Sequence[Row], pages: Sequence[Item]) -> list[E
         values = sorted({row[field] for row in rows if row[field]})
         for i, (row, page) in enumerate(zip(rows, pages, strict=True)):
             answer = row[field]
-            others = sorted((v for v in values if v != answer), key=lambda v: digest(page.id, v))
-            if answer and others:
+            others = [v for v in values if v != answer]
+            wrong = [others[j] for j in choose(len(others), CANDIDATES - 1, "receipts", page.id, field)]
+            if answer and wrong:
                 examples.append(
                     Example(
                         key=f"receipts_qa/{split}/{i}-{field}",
@@ -76,7 +81,7 @@ def _questions(split: str, rows: Sequence[Row], pages: Sequence[Item]) -> list[E
                         task="vqa",
                         query=joined(page, question),
                         positives=(Item.text(answer),),
-                        negatives=tuple(Item.text(v) for v in others[: CANDIDATES - 1]),
+                        negatives=tuple(Item.text(v) for v in wrong),
                         known=(Item.text(answer).id,),
                         instruction="Answer the question about the document.",
                         answer=answer,

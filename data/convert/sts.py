@@ -25,12 +25,15 @@ class Sts:
     def outside(self, where: Where) -> Mapping[str, str]:
         return outside(self.root)
 
-    def make(self, out: Path, where: Where) -> None:
+    def tasks(self) -> Tasks:
         columns = ("a", "b", "score", "language")
-        write(out, tasks(unseen(splits(self.root, columns), lambda row: frozenset((row["a"], row["b"])))))
+        return _tasks(unseen(splits(self.root, columns), lambda row: frozenset((row["a"], row["b"]))))
+
+    def make(self, out: Path, where: Where) -> None:
+        write(out, self.tasks())
 
 
-def tasks(found: Splits) -> Tasks:
+def _tasks(found: Splits) -> Tasks:
     for split, rows in found.items():
         for language in sorted({row["language"] for row in rows}):
             source = f"sts_{language}"
