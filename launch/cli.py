@@ -243,7 +243,7 @@ def embed(
         str, typer.Option("--instruction", metavar="TEXT", help="What the vectors are for, in words.")
     ] = "",
     side: Annotated[
-        Side, typer.Option("--side", metavar="query|target", help="As queries, or as the targets that queries find.")
+        str, typer.Option("--side", metavar="query|target", help="As queries, or as the targets that queries find.")
     ] = "query",
 ) -> None:
     """Write the vectors of texts, pictures, clips and sounds to a safetensors file, and their ids beside it.
@@ -254,8 +254,9 @@ def embed(
     A line of a JSON-lines file is {"id": "7", "text": "a mug", "image": "mugs/7.jpg"}; its paths are relative to it.
     """
     from .embed import embed as write
+    from .words import parse
 
-    rows, size = write(model, inputs, out, instruction, side)
+    rows, size = write(model, inputs, out, instruction, parse(side, Side, "--side"))
     _say(f"{rows:,} vectors of {size} components: {out}, ids: {out.with_suffix('.ids.jsonl')}")
 
 
