@@ -8,9 +8,11 @@ scores on compositions never seen in training -> a release folder that other pro
 
 from omni2vec.data.mix import Feed
 from omni2vec.data.sources import Shards
+from omni2vec.data.types import Limits
 from omni2vec.data.world import World
 from omni2vec.eval.evaluate import Evaluate
 from omni2vec.model.backbones.tiny import Tiny
+from omni2vec.model.embedder import Learned
 from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.next_token import NextToken
 from omni2vec.train.optim import AdamW, Schedule
@@ -34,8 +36,10 @@ SCORED = (*SHARES, "sts")
 
 def recipe(steps: int = 300, batch: int = 32, rows: int = 2000, test: int = 150, seed: int = 0) -> Evaluate:
     """steps: training steps; rows, test: rows of each task to train and to score on."""
-    world = World(train=rows, test=test, tasks=SCORED)
-    start = Tiny(texts=tuple(Shards(world, f"train/{t}") for t in SHARES), seed=seed)
+    world = World(train=rows, test=test, tasks=SCORED, seed=seed)
+    # A patch of 16 pixels, four to a token: nine tokens a picture, one for each cell of the world's grid.
+    sight = Limits(max_tokens=512, max_pixels=9 * 32 * 32, min_pixels=32 * 32)
+    start = Tiny(tuple(Shards(world, f"train/{t}") for t in SHARES), patch=16, limits=sight, seed=seed)
     feeds = tuple(
         Feed(Shards(world, f"train/{task}"), weight=share, negatives=WRONG.get(task, 0))
         for task, share in SHARES.items()
@@ -47,9 +51,10 @@ def recipe(steps: int = 300, batch: int = 32, rows: int = 2000, test: int = 150,
         steps=steps,
         batch=batch,
         sub_batch=batch,
-        objectives={"default": (InfoNCE(), NextToken(weight=1.0))},
+        objectives={"default": (InfoNCE(both=True), NextToken(weight=1.0))},
         optimizer=AdamW(lr=1e-3, weight_decay=0.01, schedule=Schedule("linear", warmup=20)),
         workers=1,
+        scale=Learned(20.0),
         seed=seed,
     )
     return Evaluate("scores", trained, tuple(Shards(world, f"test/{t}") for t in SCORED))

@@ -22,7 +22,7 @@ def caption_to_clip(seed: Seed) -> Example:
         positives=(clips.item(clip, seed.pixels),),
         known=(clip.id,),
         instruction="Find the clip.",
-        target_instruction="Represent the clip.",
+        target_instruction="Clip",
     )
 
 
@@ -47,7 +47,7 @@ def clip_qa(seed: Seed) -> Example:
         negatives=seed.wrong_texts(dice.shuffled(options), answer),
         known=(Item.text(answer).id,),
         instruction="Answer the question.",
-        target_instruction="Represent the answer.",
+        target_instruction="Answer",
         answer=answer,
     )
 
@@ -62,7 +62,7 @@ def caption_to_sound(seed: Seed) -> Example:
         positives=(tones.item(tune),),
         known=(tune.id,),
         instruction="Find the sound.",
-        target_instruction="Represent the sound.",
+        target_instruction="Sound",
     )
 
 
@@ -77,7 +77,7 @@ def sound_to_caption(seed: Seed) -> Example:
         positives=(Item.text(caption),),
         known=tuple(Item.text(t).id for t in tune.texts()),
         instruction="Describe the sound.",
-        target_instruction="Represent the caption.",
+        target_instruction="Caption",
         answer=caption,
     )
 
@@ -106,7 +106,7 @@ def query_to_page(seed: Seed) -> Example:
         positives=(pages.item(page, seed.pixels),),
         known=tuple(p.id for p in library if fits(p)),
         instruction="Find the page.",
-        target_instruction="Represent the page.",
+        target_instruction="Page",
     )
 
 
@@ -135,6 +135,6 @@ def behaviour(seed: Seed) -> Example:
         negatives=seed.wrong_texts(rest[:7], answer),
         known=(Item.text(answer).id,),
         instruction="Answer about this person.",
-        target_instruction="Represent the answer.",
+        target_instruction="Answer",
         answer=answer,
     )

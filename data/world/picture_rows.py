@@ -10,7 +10,7 @@ from .scenes import Scene, any_grid, any_group, any_pair, closest, edits
 from .seed import Seed
 from .vocabulary import CELLS, PLURALS
 
-SEE = "Represent the picture."
+SEE = "Picture"
 
 
 def any_scene(seed: Seed) -> Scene:
@@ -44,7 +44,7 @@ def image_to_caption(seed: Seed) -> Example:
         positives=(Item.text(caption),),
         known=tuple(Item.text(c).id for c in captions(scene)),
         instruction="Describe the picture.",
-        target_instruction="Represent the caption.",
+        target_instruction="Caption",
         answer=caption,
     )
 
@@ -62,7 +62,7 @@ def classes(seed: Seed) -> Example:
         known=(Item.text(name).id,),
         label=name,
         instruction="Name what is shown.",
-        target_instruction="Represent the class.",
+        target_instruction="Class",
         answer=name,
     )
 
@@ -101,6 +101,7 @@ def composed(seed: Seed) -> Example:
         known=(target.id,),
         instruction="Find the changed picture.",
         target_instruction=SEE,
+        answer=captions(target, voice=0)[0],
     )
 
 
@@ -132,7 +133,8 @@ def grounding(seed: Seed) -> Example:
         negatives=seed.wrong(regions, (right.id,)),
         known=(right.id,),
         instruction="Find the region.",
-        target_instruction="Represent the region.",
+        target_instruction="Region",
+        answer=f"{spot}, {thing.words()}",
     )
 
 

@@ -117,6 +117,6 @@ def _row(seed: Seed, scene: Scene, question: Question, instruction: str) -> Exam
         negatives=seed.wrong_texts((*question.tempting, *rest), question.answer),
         known=(Item.text(question.answer).id,),
         instruction=instruction,
-        target_instruction="Represent the answer.",
+        target_instruction="Answer",
         answer=question.answer,
     )

@@ -30,7 +30,7 @@ def paraphrase(seed: Seed) -> Example:
         negatives=seed.wrong_texts(wrong, right),
         known=tuple(Item.text(c).id for c in captions(scene)),
         instruction=SAME,
-        target_instruction="Represent the sentence.",
+        target_instruction="Sentence",
     )
 
 
