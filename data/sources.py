@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .counter import choose
+from .index import index_path
 from .mapping import examples
 from .shards import Shard, write_shards
 from .tables import files
@@ -290,8 +291,10 @@ def _name(source: object, name: str) -> None:
 
 
 def _fresh(cache: Path, stamp: Mapping[str, object]) -> bool:
+    """Whether the cache was built from tables of these sizes and times, and is whole."""
     try:
-        return bool(json.loads((cache / "stamp.json").read_text()) == stamp)
+        whole = all(index_path(tar).exists() for tar in cache.glob("*.tar"))
+        return whole and bool(json.loads((cache / "stamp.json").read_text()) == stamp)
     except (OSError, ValueError):
         return False
 

@@ -131,6 +131,7 @@ def members(file: Readable, fault: Tell) -> Iterator[tuple[str, Member]]:
     try:
         with tarfile.open(fileobj=source, mode="r|", bufsize=_READ) as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
+                last = info.name
                 tar.members.clear()  # tarfile keeps every header otherwise
                 wrong = unsafe(info)
                 if wrong:
@@ -138,17 +139,17 @@ def members(file: Readable, fault: Tell) -> Iterator[tuple[str, Member]]:
                 elif info.isreg():
                     content = tar.extractfile(info)
                     yield info.name, Member(info.offset_data, content.read() if content else b"")
-                last = info.name
             # tarfile takes a damaged header, or none at all, for the end: only a zero block is one.
             if source.at(tar.offset, BLOCK) != bytes(BLOCK):
-                fault(_key_of(last), f"the tar is cut short or damaged after {last!r}; {damaged}")
+                fault(_key_of(last), f"the tar is cut short or damaged at or after {last!r}; {damaged}")
             while source.read(_READ):  # a pipe's command wants its output read
                 pass
     except (tarfile.TarError, EOFError) as error:
-        fault(_key_of(last), f"the tar is cut short or damaged after {last!r} ({error}); {damaged}")
+        fault(_key_of(last), f"the tar is cut short or damaged at or after {last!r} ({error}); {damaged}")
     except OSError as error:
         fault(
-            _key_of(last), f"cannot be read after {last!r} ({error.strerror or error}); does it exist, and is it whole?"
+            _key_of(last),
+            f"cannot be read at or after {last!r} ({error.strerror or error}); does it exist, and is it whole?",
         )
 
 

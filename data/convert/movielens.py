@@ -61,17 +61,21 @@ class MovieLens:
             if len(shown) > FEWEST:
                 people[split][person] = shown
         habits = Habits.of(list((people["train"] or people["test"]).values()))
+        everyone = [r for ratings_of in people.values() for ratings in ratings_of.values() for r in ratings]
+        counts = Counter(r.film for r in everyone)
+        popular = sorted((f for f, n in counts.items() if n >= POPULAR), key=lambda f: f.number)
         for split, ratings_of in people.items():
-            yield split, "movielens_next", list(self._next(split, ratings_of, tags))
+            yield split, "movielens_next", list(self._next(split, ratings_of, tags, popular))
             yield split, "movielens_people", list(self._asked(split, ratings_of, tags, habits))
             some = [film for n, film in films.items() if (n in asked) == (split == "test")]
             yield split, "movielens_genres", list(_genres(split, some))
 
-    def _next(self, split: str, people: Mapping[str, list[Rating]], tags: Tags) -> Iterator[Example]:
+    def _next(
+        self, split: str, people: Mapping[str, list[Rating]], tags: Tags, popular: Sequence[Film]
+    ) -> Iterator[Example]:
         """History -> the film rated next: in train at several times, in test the last one, with others for the pool."""
-        counts = Counter(r.film for ratings in people.values() for r in ratings)
-        items = {film: Item.text(film.about) for film in counts}
-        popular = sorted((f for f, n in counts.items() if n >= min(POPULAR, len(people))), key=lambda f: f.number)
+        films = {r.film for ratings in people.values() for r in ratings}
+        items = {film: Item.text(film.about) for film in films.union(popular)}
         for person, ratings in people.items():
             last = len(ratings) - 1
             steps = min(self.cuts, last - FEWEST + 1) if split == "train" else 1

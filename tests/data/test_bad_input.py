@@ -149,10 +149,10 @@ def test_a_tar_cut_anywhere_is_an_error_that_says_so(tmp_path: Path) -> None:
     for length in [*borders, *np.random.default_rng(0).integers(1, end, 12).tolist()]:
         path = tmp_path / f"cut-{length}.tar"
         path.write_bytes(data[:length])
-        with pytest.raises(DataError, match="cut short or damaged after"):
+        with pytest.raises(DataError, match="cut short or damaged at or after"):
             build_index(path)
         assert any("cut short or damaged" in f.message for f in verify([path]))
-        with pytest.raises(DataError, match="cut short or damaged after"):
+        with pytest.raises(DataError, match="cut short or damaged at or after"):
             list(stream(f"pipe:cat {path}"))
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_header_is_no_end_of_the_tar(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[1024 : 1024 + 100] = b"\xff" * 100  # the second row's name
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"cut short or damaged after .shard-000000/000000\.json"):
+    with pytest.raises(DataError, match=r"cut short or damaged at or after .shard-000000/000000\.json"):
         Shard(path)
 
 
@@ -191,7 +191,7 @@ def test_an_empty_shard_is_an_error(tmp_path: Path) -> None:
         list(stream(str(path)))
     assert [f.message for f in verify([path])] == ["no samples in it; delete it or pack it anew"]
     (tmp_path / "zero.tar").write_bytes(b"")
-    with pytest.raises(DataError, match=r"zero\.tar: the tar is cut short or damaged after 'its start'"):
+    with pytest.raises(DataError, match=r"zero\.tar: the tar is cut short or damaged at or after 'its start'"):
         Shard(tmp_path / "zero.tar")
 
 

@@ -246,7 +246,9 @@ def test_an_example_is_plain_data_for_workers(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(example)) == example
 
 
-@pytest.mark.parametrize("name", ["a.json", "shard-000000/000012.query.0.png", "ü/ß.json", "x" * 100, "y/" * 60 + "z.json"])
+@pytest.mark.parametrize(
+    "name", ["a.json", "shard-000000/000012.query.0.png", "ü/ß.json", "x" * 100, "y/" * 60 + "z.json"]
+)
 def test_a_header_is_that_of_the_standard_library(name: str) -> None:
     for length in (0, 1, 12_345, 8**11 - 1):
         info = tarfile.TarInfo(name)

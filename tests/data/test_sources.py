@@ -260,6 +260,14 @@ def test_a_table_is_indexed_once_and_again_when_it_or_its_columns_change(tmp_pat
     assert first.open(nowhere).digest != digest
 
 
+def test_a_tables_index_that_lost_a_file_is_built_again(tmp_path: Path) -> None:
+    path = written(tmp_path / "mine.csv", [{"a": "q", "b": "p"}])
+    source = Table(str(path), columns={"query": "text:a", "positives": "text:b"})
+    digest = source.open(nowhere).digest
+    next(tmp_path.rglob("*.tar.index")).unlink()
+    assert source.open(nowhere).digest == digest
+
+
 def test_a_table_in_a_read_only_folder_is_indexed_in_the_users_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
