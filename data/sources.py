@@ -132,6 +132,27 @@ class Take:
 
 
 @dataclass(frozen=True)
+class Rest:
+    """The rows that Take(source, count, seed) leaves: train on these, and choose settings on those."""
+
+    source: Source
+    count: int
+    seed: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _name(self, self.name or self.source.name)
+
+    def open(self, where: Where) -> Rows:
+        rows = self.source.open(where)
+        taken = set(choose(len(rows), self.count, self.seed, "take"))
+        kept = [i for i in range(len(rows)) if i not in taken]
+        if not kept:
+            raise DataError(f"source {self.name!r}: count={self.count} of its {len(rows)} rows leaves none; lower it")
+        return _picked(self.name, rows, kept)
+
+
+@dataclass(frozen=True)
 class AtLeast:
     """The positives of a source whose score is `value` or more; rows that keep none are left out.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omni2vec.data import sources
 from omni2vec.data.shards import write_shards
-from omni2vec.data.sources import AtLeast, Concat, Shards, Take
+from omni2vec.data.sources import AtLeast, Concat, Rest, Shards, Take
 from omni2vec.data.types import DataError, Example, Item, Rows, Step, Text
 
 from .samples import everything, nowhere, plain
@@ -109,6 +109,16 @@ def test_a_take_is_the_same_rows_every_time_and_others_for_another_seed(tmp_path
 def test_a_take_of_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="count=0, expected 1 or more"):
         Take(Shards(str(tmp_path)), 0)
+
+
+def test_what_is_taken_and_the_rest_are_the_whole(tmp_path: Path) -> None:
+    write_shards([plain(i) for i in range(40)], tmp_path / "set")
+    shards = Shards(str(tmp_path / "set"))
+    taken, rest = texts(Take(shards, 10, 3).open(nowhere)), texts(Rest(shards, 10, 3).open(nowhere))
+    assert (len(taken), len(rest)) == (10, 30)
+    assert set(taken) | set(rest) == set(texts(shards.open(nowhere)))
+    with pytest.raises(DataError, match="leaves none"):
+        Rest(shards, 40).open(nowhere)
 
 
 def test_at_least_keeps_pairs_of_that_score_and_leaves_the_others_out(tmp_path: Path) -> None:

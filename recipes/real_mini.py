@@ -1,0 +1,98 @@
+"""Seven small public sets of texts and pictures train one tiny Qwen-VL from random weights.
+
+    omni2vec run recipes/real_mini.py data=PATH/TO/SETS
+
+Hardware: one CPU core, about 15 minutes. Expected: docs/results/real_mini/ (report.json, table.md). `data` is a folder
+that holds emoji, clothing, banking, sts, nlvr, cells and receipts (docs/your_data.md says what they are). The test splits
+are scored once, at the end; to choose settings, `held=100` keeps so many training rows of each task apart and scores
+on those instead.
+"""
+
+from dataclasses import dataclass
+
+from omni2vec.data.convert.banking import Banking
+from omni2vec.data.convert.cells import Cells
+from omni2vec.data.convert.clothing import Clothing
+from omni2vec.data.convert.emoji import Emoji
+from omni2vec.data.convert.nlvr import Nlvr
+from omni2vec.data.convert.receipts import Receipts
+from omni2vec.data.convert.sts import Sts
+from omni2vec.data.mix import Feed
+from omni2vec.data.sources import AtLeast, Rest, Shards, Take
+from omni2vec.data.types import DataError, Limits, Source, Step
+from omni2vec.eval.evaluate import Evaluate
+from omni2vec.launch.release import Release
+from omni2vec.model.backbones.tiny import Tiny
+from omni2vec.model.embedder import Learned
+from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.next_token import NextToken
+from omni2vec.train.optim import AdamW, Schedule
+from omni2vec.train.stage import Stage
+
+
+@dataclass(frozen=True)
+class Share:
+    """A task's share of the training batches, and how many given wrong answers are drawn a row."""
+
+    weight: float
+    wrong: int = 0
+
+
+SHARES = {
+    "emoji_picture": Share(3, wrong=1),
+    "emoji_name": Share(3),
+    "emoji_category": Share(2),
+    "emoji_composed": Share(1, wrong=2),
+    "clothing_classes": Share(5),
+    "clothing_same": Share(1),
+    "banking_intents": Share(4),
+    "banking_same": Share(2),
+    "sts_en": Share(1),
+    "sts_de": Share(1),
+    "nlvr": Share(1, wrong=1),
+    "cells_grounding": Share(1, wrong=4),
+    "cells_classes": Share(1),
+    "cells_count": Share(1, wrong=3),
+    "receipts_pages": Share(1),
+    "receipts_qa": Share(1, wrong=1),
+}
+GRADED = ("sts_en", "sts_de")
+# Classes repeat within a batch: rows of one class are no negatives of each other.
+OBJECTIVES = (InfoNCE(both=True, mask_labels=True), NextToken(weight=0.5))
+
+
+def sets(data: str) -> dict[str, Step]:
+    """Task -> the step that converts its set."""
+    if not data:
+        raise DataError("real_mini: no data given; data=FOLDER names what holds emoji/, clothing/, banking/, ...")
+    made = (Emoji, Clothing, Banking, Sts, Nlvr, Cells, Receipts)
+    steps = {kind.__name__.lower(): kind(f"{data}/{kind.__name__.lower()}") for kind in made}
+    return {task: steps[task.split("_")[0]] for task in SHARES}
+
+
+def recipe(data: str = "", steps: int = 1000, batch: int = 64, held: int = 0, seed: int = 0) -> tuple[Step, ...]:
+    """data: the folder of the sets; steps, batch: of training; held: rows of a task to choose settings on, 0: the test."""
+    made = sets(data)
+    whole: dict[str, Source] = {task: Shards(step, f"train/{task}") for task, step in made.items()}
+    train = {task: Rest(source, held) for task, source in whole.items()} if held else whole
+    tests = [Take(whole[t], held) if held else Shards(step, f"test/{t}") for t, step in made.items()]
+    limits = Limits(max_tokens=160, max_pixels=36 * 16 * 16, min_pixels=4 * 16 * 16)
+    start = Tiny(tuple(train.values()), patch=8, depth=3, vocabulary=4096, limits=limits, seed=seed)
+    feeds = tuple(
+        Feed(AtLeast(source) if task in GRADED else source, share.weight, negatives=share.wrong)
+        for (task, source), share in zip(train.items(), SHARES.values(), strict=True)
+    )
+    trained = Stage(
+        "train",
+        start,
+        feeds,
+        steps=steps,
+        batch=batch,
+        objectives={"default": OBJECTIVES},
+        optimizer=AdamW(lr=1e-3, weight_decay=0.01, schedule=Schedule("linear", warmup=30)),
+        scale=Learned(20.0),
+        workers=1,
+        seed=seed,
+    )
+    scores = Evaluate("scores", trained, tuple(tests))
+    return (Release("release", trained, report=scores, title="omni2vec real mini", languages=("en", "de")),)
