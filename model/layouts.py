@@ -145,6 +145,10 @@ def layout_of(folder: str | Path, base: str | Path | None = None, name: str = ""
         known = _sentence_transformers(folder, processor, known)
     elif not adapter:
         known = replace(known, attention=_attention(_json(folder / "config.json")))
+        if (
+            known.attention == "bidirectional"
+        ):  # no token has seen more than another: sentence-transformers' default too
+            known = replace(known, pooling="mean")
     return replace(
         known,
         base=str(adapter.get("base_model_name_or_path") or ""),
