@@ -33,7 +33,7 @@ class Relation:
     positive: Tensor  # (N,) bool
     rank: Tensor  # (N,) k-th positive or k-th negative of its owner
     doc_id: Tensor  # (N, 2)
-    known_id: Tensor  # (K, 2) ids of right answers, drawn or not
+    known_id: Tensor  # (K, 2) ids of right answers, drawn or not, that are among the documents
     known_query: Tensor  # (K,) whose, ascending
     score: Tensor  # (N,) float32: the "label" score, NaN where there is none
 
@@ -50,8 +50,13 @@ class Relation:
             for kind, items in ((True, e.positives), (False, e.negatives))
             for k, item in enumerate(items)
         ]
+        # A row may know hundreds of right answers; only those that stand in this batch can be told from wrong ones.
+        here = {d[3].id for d in docs}
         known = [
-            (q, i) for q, e in enumerate(examples) for i in dict.fromkeys([*(p.id for p in e.positives), *e.known])
+            (q, i)
+            for q, e in enumerate(examples)
+            for i in dict.fromkeys([*(p.id for p in e.positives), *e.known])
+            if i in here
         ]
 
         def ids(strings: list[str]) -> Tensor:
