@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 178_956_970  # above it Pillow itself speaks of a decompression bomb: half a gigabyte as RGB
 # No more than these: Pillow knows formats that start other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes of one channel with more than eight bits
 # What Pillow raises on bytes that are cut, broken or hostile: every parser has its own.
