@@ -23,7 +23,8 @@ from .types import Query, Ranking, Report, Score, Task, TaskReport
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Scores `model` (a step, a folder or a hub name) on every task in `data`, and each of `baselines` beside it.
+    """Scores `model` on every task in `data`, and each of `baselines` beside it: steps, folders, hub names, or
+    "open_clip:MODEL@WEIGHTS".
 
     Leaves report.json, ranks.parquet (of every query: its results and the ranks of its right answers) and report.html;
     of baseline i, the first two under baselines/i. limit: at most so many rows of each task. k: results kept.
@@ -53,9 +54,9 @@ class Evaluate:
         show(ours, comparisons)
 
     def _score(self, model: Step | str, tasks: Sequence[Task], where: Where) -> Report:
-        from ..model.embedder import Embedder
+        from ..model.encoder import load_encoder
 
-        encoder = Embedder.load(model if isinstance(model, str) else str(where(model)))
+        encoder = load_encoder(model if isinstance(model, str) else where(model))
         return evaluate(encoder, tasks, name=model if isinstance(model, str) else model.name, k=self.k)
 
 

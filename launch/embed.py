@@ -15,7 +15,7 @@ from ..data.types import DataError, Item, Side
 from .show import tars
 
 if TYPE_CHECKING:
-    from ..model.embedder import Embedder
+    from ..model.types import Encoder
 
 MEDIA = ("image", "video", "audio")
 TABLES = (".jsonl", ".jsonlines", ".ndjson")
@@ -30,12 +30,12 @@ class Named:
     source: str
 
 
-def load_model(path: str) -> Embedder:
-    """An embedder by folder or hub name; what is wrong with it is bad input, not a fault of this program."""
-    from ..model.embedder import Embedder
+def load_model(path: str) -> Encoder:
+    """An encoder by name (model.encoder); what is wrong with it is bad input, not a fault of this program."""
+    from ..model.encoder import load_encoder
 
     try:
-        return Embedder.load(path)
+        return load_encoder(path)
     except (FileNotFoundError, ValueError) as error:
         raise DataError(f"model {path}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Which encoder a name asks for: an embedder by folder or hub name, or an open_clip model ("open_clip:MODEL@WEIGHTS")."""
+"""Which encoder a name asks for: an embedder by folder or hub name, or "open_clip:MODEL@WEIGHTS"."""
 
 from __future__ import annotations
 
