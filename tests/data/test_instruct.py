@@ -58,9 +58,12 @@ def test_drawn_answers_keep_their_order_and_their_scores() -> None:
 def test_right_answers_that_were_not_drawn_stay_known() -> None:
     example = drawn(ROW, _feed(positives=1), 1, 0)
     assert example.known == (*(p.id for p in ROW.positives), "elsewhere")
-    relation = Relation.of([example], ["toys"])
-    assert len(relation.known_id) == 6
-    assert relation.positive.tolist() == [True]
+    undrawn = next(p for p in ROW.positives if p not in example.positives)
+    other = replace(ROW, key="toys/0/2", query=Item.text("other"), positives=(undrawn,), negatives=(), scores={})
+    relation = Relation.of([example, drawn(other, _feed(), 1, 0)], ["toys"])
+    known = {tuple(i) for i in relation.known_id[relation.known_query == 0].tolist()}
+    assert relation.owner.tolist() == [0, 1]
+    assert all(tuple(i) in known for i in relation.doc_id.tolist())  # both documents are right answers of query 0
 
 
 def test_a_row_with_fewer_answers_than_asked_for_gives_all_it_has() -> None:
