@@ -1,4 +1,4 @@
-"""What exactness costs: the cached step against a plain step on the same packed chunks, which holds every graph at once.
+"""What exactness costs: the cached step against a plain step on the same chunks, which holds every graph at once.
 
     python benchmarks/step.py [--quick] [--record]
 

@@ -5,10 +5,11 @@
 Both start from one folder with a small random Qwen2-VL, saved as a sentence-transformers model. Theirs: the cached
 loss (CachedMultipleNegativesRankingLoss) with mini-batches by token budget where it has them and by count, and the
 plain loss (MultipleNegativesRankingLoss), which holds every graph; the fastest of them is the one compared. Ours: the
-cached step with the plan "all" if that takes no more memory than theirs, else with "boundaries". An update is preprocessing, forward, loss, backward and AdamW. Losses
-and vectors are compared before anything is timed; memory is the peak above what the process held before the first update.
-Times are CPU seconds of the one thread, which a busy machine disturbs less than the clock on the wall.
-mixed: half the items texts of 12 to 64 tokens, half pictures of 16 to 100; pictures: pictures alone.
+cached step with the plan "all" if that takes no more memory than theirs, else with "boundaries". An update is
+preprocessing, forward, loss, backward and AdamW. Losses and vectors are compared; memory is the peak above what the
+process held before the first update. Times are CPU seconds of the one thread, which a busy machine disturbs less than
+the clock on the wall. mixed: half the items texts of 12 to 64 tokens, half pictures of 16 to 100; pictures: pictures
+alone.
 """
 
 from __future__ import annotations
@@ -49,12 +50,18 @@ def prepare(folder: Path) -> None:
     """One model, in the layout that both sides read."""
     from sentence_transformers import SentenceTransformer, models
 
-    tiny = Tiny((), width=128, layers=4, heads=4, vision=64, depth=3, patch=4, vocabulary=800, scale=SCALE, limits=LIMITS)
+    tiny = Tiny(
+        (), width=128, layers=4, heads=4, vision=64, depth=3, patch=4, vocabulary=800, scale=SCALE, limits=LIMITS
+    )
     made = build(tiny, [" ".join(WORDS)] * 5)
     made.save(folder / "ours")
-    transformer = models.Transformer(str(folder / "ours"), processing_kwargs={"chat_template": {"add_generation_prompt": True}})
+    transformer = models.Transformer(
+        str(folder / "ours"), processing_kwargs={"chat_template": {"add_generation_prompt": True}}
+    )
     pooling = models.Pooling(made.width, pooling_mode="lasttoken")
-    SentenceTransformer(modules=[transformer, pooling, models.Normalize()], device="cpu").save_pretrained(str(folder / "theirs"))
+    SentenceTransformer(modules=[transformer, pooling, models.Normalize()], device="cpu").save_pretrained(
+        str(folder / "theirs")
+    )
 
 
 def plain_input(item: Item) -> Any:
@@ -76,7 +83,8 @@ def ours(folder: Path, rows: Pairs, memory: Memory) -> tuple[Update, Callable[[]
     engine = Local(embedder, AdamW(lr=LR, weight_decay=0.0, schedule=Schedule("constant", warmup=0)), clip=0.0)
     size = len(rows)
     bounds = (Bound("default", (InfoNCE(),), frozenset({0})),)
-    loader: Loader[Any] = Loader([rows], [Feed(rows)], embedder.format, embedder.limits, batch=size, sub_batch=size, seed=0, budget=BUDGET)  # fmt: skip
+    settings: dict[str, Any] = {"batch": size, "sub_batch": size, "seed": 0, "budget": BUDGET}
+    loader: Loader[Any] = Loader([rows], [Feed(rows)], embedder.format, embedder.limits, **settings)
 
     def update() -> float:
         plan = loader.plan(0)
@@ -98,7 +106,9 @@ def theirs(folder: Path, rows: Pairs, kind: str) -> tuple[Update, Callable[[], t
         by_tokens = kind == "tokens"
         if by_tokens and "mini_batch_num_tokens" not in inspect.signature(cached.__init__).parameters:
             raise SystemExit("this release has no mini-batches by tokens")
-        loss = cached(model, scale=SCALE, **({"mini_batch_num_tokens": BUDGET} if by_tokens else {"mini_batch_size": COUNT}))
+        loss = cached(
+            model, scale=SCALE, **({"mini_batch_num_tokens": BUDGET} if by_tokens else {"mini_batch_size": COUNT})
+        )
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0)
     preprocess: Any = getattr(model, "preprocess", None) or model.tokenize
 
@@ -135,7 +145,8 @@ def side(name: str, folder: Path, mix: str, size: int, repeats: int) -> dict[str
 
 def compare(folder: Path, mix: str, size: int, n: int, repeats: int, budget_s: float) -> dict[str, Any]:
     def command(name: str) -> list[str]:
-        return [sys.executable, __file__, "--side", name, "--folder", str(folder), "--mix", mix, "--size", str(size), "--repeats", str(repeats)]  # fmt: skip
+        words = {"side": name, "folder": folder, "mix": mix, "size": size, "repeats": repeats}
+        return [sys.executable, __file__, *(x for k, v in words.items() for x in (f"--{k}", str(v)))]
 
     found: dict[str, dict[str, Any]] = {}
     for name in (*OURS, *THEIRS):
@@ -149,9 +160,13 @@ def compare(folder: Path, mix: str, size: int, n: int, repeats: int, budget_s: f
     fits = [k for k in OURS if found[k]["memory_mb"] <= found[best]["memory_mb"]] or ["ours, boundaries"]
     mine = min(fits, key=lambda k: found[k]["seconds"])
     apart = max(abs(found[mine]["loss"] - v["loss"]) for v in found.values() if "loss" in v)
-    cosine = torch.nn.functional.cosine_similarity(torch.tensor(found[mine]["vectors"]), torch.tensor(found[best]["vectors"]))
+    cosine = torch.nn.functional.cosine_similarity(
+        torch.tensor(found[mine]["vectors"]), torch.tensor(found[best]["vectors"])
+    )
     if apart > 1e-3 * abs(found[mine]["loss"]) or float(cosine.min()) < 0.9999:
-        raise AssertionError(f"{mix}: losses {apart:.2e} apart, cosine {float(cosine.min()):.6f}: not the same function")
+        raise AssertionError(
+            f"{mix}: losses {apart:.2e} apart, cosine {float(cosine.min()):.6f}: not the same function"
+        )
     timed = pairs(command(mine), command(best), n=n, budget_s=budget_s)
     speed, low, high = ratio_interval(timed.b("seconds"), timed.a("seconds"))
     return {

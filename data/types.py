@@ -22,7 +22,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """The address of encoded bytes: held in memory, or `length` bytes at `offset` of the file `path` (-1: to its end)."""
+    """The address of encoded bytes: in memory, or `length` bytes at `offset` of the file `path` (-1: to its end)."""
 
     data: bytes = b""
     path: str = ""
@@ -36,7 +36,9 @@ class Blob:
             file.seek(self.offset)
             data = file.read(self.length)
         if self.length >= 0 and len(data) != self.length:
-            raise DataError(f"{self.path}: {len(data)} bytes at offset {self.offset}, expected {self.length}; was it cut short?")
+            raise DataError(
+                f"{self.path}: {len(data)} bytes at offset {self.offset}, expected {self.length}; was it cut short?"
+            )
         return data
 
 
@@ -116,14 +118,14 @@ def _content(part: Part) -> tuple[bytes | str, ...]:
 
 @dataclass(frozen=True)
 class Item:
-    """An ordered tuple of parts. `id` is its identity: equal ids are the same thing, and are never each other's negatives."""
+    """An ordered tuple of parts. `id` is its identity: equal ids are one thing, never each other's negatives."""
 
     parts: tuple[Part, ...]
     given_id: str = ""
 
     @cached_property
     def id(self) -> str:
-        """The given identity, or the digest of the content (which reads every medium's bytes: shards record it at packing)."""
+        """The given identity, or the digest of the content (it reads every medium's bytes: shards record it)."""
         return self.given_id or digest(*(x for p in self.parts for x in _content(p)))
 
     @staticmethod
@@ -151,7 +153,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Prompted:
-    """What a template renders: one Item on one side, under an instruction, with demonstrations and an answer to generate."""
+    """What a template renders: one Item on one side, its instruction, demonstrations and answer to generate."""
 
     item: Item
     side: Side = "query"
@@ -164,7 +166,7 @@ class Prompted:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands: every schedule and every random draw hangs on it. `progress` runs from 0 to 1 in a stage."""
+    """Where training stands: every schedule and random draw hangs on it. `progress` goes from 0 to 1 in a stage."""
 
     step: int
     progress: float

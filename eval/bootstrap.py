@@ -63,7 +63,8 @@ def _weighted(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
     x, y = (_mean_ranks(v, weight) - (total + 1) / 2 for v in (a, b))
     covariance = (weight * x * y).sum(1)
     norm = np.sqrt((weight * x * x).sum(1) * (weight * y * y).sum(1))
-    return np.divide(covariance, norm, out=np.zeros_like(norm), where=norm > 0)
+    ratio: np.ndarray = np.divide(covariance, norm, out=np.zeros_like(norm), where=norm > 0)
+    return ratio
 
 
 def _mean_ranks(values: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -49,7 +49,8 @@ def search(
         rows = slice(start, start + ROWS)
         key, positions = _tile_row(query[rows].to(device or docs.device, dtype), docs, k, right[rows], own[rows])
         value, index = _unpack(key.cpu())
-        tops.append(index), scores.append(value)
+        tops.append(index)
+        scores.append(value)
         ranks += _agreed(positions, index, right[rows])
     width = min(k, len(docs))
     return Found(

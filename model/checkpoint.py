@@ -33,14 +33,18 @@ def snapshot(path: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
-        raise FileNotFoundError(f"no model folder {path}; give a folder with config.json, or a hub name such as org/model")
+        raise FileNotFoundError(
+            f"no model folder {path}; give a folder with config.json, or a hub name such as org/model"
+        )
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "**/*.json", "*.md"]
     try:
         return Path(snapshot_download(str(path), allow_patterns=patterns))
     except Exception as error:
-        raise FileNotFoundError(f"{path} is neither a folder here nor a hub repository that can be reached: {error}") from error
+        raise FileNotFoundError(
+            f"{path} is neither a folder here nor a hub repository that can be reached: {error}"
+        ) from error
 
 
 def load(
@@ -72,7 +76,9 @@ def load(
         missing, unexpected = embedder.load_state_dict(load_file(folder / WEIGHTS), strict=False)
         wanted = set(own_state(embedder))
         if unexpected or wanted & set(missing):
-            raise ValueError(f"{folder / WEIGHTS}: holds {sorted(unexpected)} too much, lacks {sorted(wanted & set(missing))}")
+            raise ValueError(
+                f"{folder / WEIGHTS}: holds {sorted(unexpected)} too much, lacks {sorted(wanted & set(missing))}"
+            )
     return embedder.to(place).eval()
 
 
@@ -120,7 +126,9 @@ def _backbone(base: Path, template: Template, settings: Settings, dtype: torch.d
         text: nn.Module = TextLM.load(base, template, dtype, settings.mask_instruction, trust_remote_code=trust)
         return text
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{base}: the checkpoint cannot be read ({error}); was the download or copy cut short?") from error
+        raise ValueError(
+            f"{base}: the checkpoint cannot be read ({error}); was the download or copy cut short?"
+        ) from error
 
 
 def _adapter(backbone: Any, folder: Path) -> Any:

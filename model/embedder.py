@@ -29,7 +29,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned inverse temperature, kept as its logarithm so that it cannot cross zero, and clamped (CLIP, arXiv:2103.00020)."""
+    """A learned inverse temperature, kept as its logarithm so that it stays positive; clamped (arXiv:2103.00020)."""
 
     init: float = 20.0
     max: float = 100.0
@@ -196,7 +196,7 @@ class Embedder(nn.Module):
         return out
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by part: tower, projector, language, head, adapter (LoRA), new (pooling, projection, scale)."""
+        """Trainable parameters by part: tower, projector, language, head, adapter (LoRA), new (pooling, scale)."""
         ours = [p for m in (self.latent, self.head) if m is not None for p in m.parameters()] + [self.log_scale]
         lora = {id(p) for n, p in self.named_parameters() if "lora_" in n or "modules_to_save" in n}
         parts = {k: [p for p in ps if id(p) not in lora] for k, ps in self.base.groups().items()}

@@ -1,4 +1,4 @@
-"""A stream of prompts to vectors, in order: counted, sorted by length, packed by token budget, decoded one chunk ahead."""
+"""A stream of prompts to vectors, in order: counted, sorted, packed by token budget, decoded one chunk ahead."""
 
 from __future__ import annotations
 
@@ -126,5 +126,7 @@ def _part(kind: str, value: Any, where: str) -> Part:
         (value if value.mode in ("RGB", "RGBA", "L") else value.convert("RGBA")).save(buffer, "PNG", compress_level=1)
         blob = Blob(buffer.getvalue())
     else:
-        raise ValueError(f"{where}: a {kind} given as {type(value).__name__}; give bytes, a path or (image) a PIL image")
+        raise ValueError(
+            f"{where}: a {kind} given as {type(value).__name__}; give bytes, a path or (image) a PIL image"
+        )
     return probe(_KINDS[kind], blob, where)

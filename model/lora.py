@@ -38,7 +38,9 @@ def attach(embedder: Embedder, lora: Lora) -> Embedder:
     chosen = [n for n in names if (lora.tower and "visual" in n) or ("visual" not in n and last.search(n))]
     if not chosen:
         raise ValueError(f"lora.targets={lora.targets} match no linear map of {type(model).__name__}")
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen, bias="none")
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen, bias="none"
+    )
     adapter = get_peft_model(model, config)
     return _again(embedder, adapter)
 

@@ -46,7 +46,7 @@ def _weighted(hidden: Tensor, weight: Tensor, inputs: Inputs) -> Tensor:
 
 
 def mean(hidden: Tensor, inputs: Inputs) -> Tensor:
-    """Mean over the pooled tokens (instruction tokens out where the template masks them; U-MARVEL, arXiv:2507.14902)."""
+    """Mean over the pooled tokens (instruction tokens out where they are masked: U-MARVEL, arXiv:2507.14902)."""
     hidden = hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden
     return _weighted(hidden, inputs.pooled.to(hidden.dtype), inputs)
 

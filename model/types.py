@@ -25,7 +25,7 @@ Attention = Literal["causal", "bidirectional", "prefix"]
 class Inputs:
     """One packed row of n segments, T tokens. Segment i is the rendered Prompted i: its prompt, then its answer if any.
 
-    lengths and prefix are host tuples (attention needs them without a device sync); the rest are tensors that `to` moves.
+    lengths and prefix are host tuples (attention needs them without a device sync); the rest are tensors.
     """
 
     ids: Tensor  # (T,) int64
@@ -36,7 +36,9 @@ class Inputs:
     labels: Tensor  # (T,) int64: label of the NEXT token as predicted at this position, -100 where there is none
     media: Mapping[str, Tensor] = field(default_factory=dict)  # "image_patches" uint8 (n, d), "image_grid" (m, 3), ...
     keys: tuple[str, ...] = ()  # of the segments, for errors
-    groups: tuple[int, ...] = ()  # of the segments: Prompted.group, so that each source's answers meet their own objective
+    groups: tuple[
+        int, ...
+    ] = ()  # of the segments: Prompted.group, so that each source's answers meet their own objective
     failed: tuple[int, ...] = ()  # segments that could not be decoded and stand in as grey (on_error="skip")
     dummies: int = 0  # trailing segments whose vectors are dropped
 
@@ -50,7 +52,11 @@ class Inputs:
         return replace(self, **moved, media=media)
 
     def pin(self) -> Inputs:
-        moved = {f.name: getattr(self, f.name).pin_memory() for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        moved = {
+            f.name: getattr(self, f.name).pin_memory()
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
         return replace(self, **moved, media={k: v.pin_memory() for k, v in self.media.items()})
 
     @property

@@ -57,7 +57,7 @@ class Counting:
         return self.size
 
     def __getitem__(self, i):
-        return Example(f"counting/0/{i}", self.name, "retrieval", Item.text(f"number {i}"), (Item.text(f"number {i + 1}"),))
+        return Example(f"counting/0/{i}", self.name, "retrieval", Item.text(f"n {i}"), (Item.text(f"n {i + 1}"),))
 '''
 STEP = '''
 import json
@@ -79,7 +79,7 @@ class Norms:
         vectors = Embedder.load(where(self.model)).encode(["one", "two"])
         (out / "norms.json").write_text(json.dumps(vectors.norm(dim=1).tolist()))
 '''
-RECIPE = '''
+RECIPE = """
 from added_objective import Triplet
 from added_source import Counting
 from added_step import Norms
@@ -88,9 +88,10 @@ from omni2vec.train.stage import Stage
 
 
 def recipe(model: str, margin: float = 0.3):
-    stage = Stage("train", model, (Feed(Counting()),), steps=2, batch=6, objectives={"default": (Triplet(margin=margin),)})
+    goals = {"default": (Triplet(margin=margin),)}
+    stage = Stage("train", model, (Feed(Counting()),), steps=2, batch=6, objectives=goals)
     return Norms("norms", stage)
-'''
+"""
 
 
 @pytest.fixture

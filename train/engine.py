@@ -55,15 +55,17 @@ class Updated:
 class Local:
     """One process. Trainable weights are float32, so that chunks add up in float32 also under bf16 autocast."""
 
-    def __init__(
-        self, embedder: Embedder, optimizer: AdamW, precision: Precision = "fp32", clip: float = 1.0
-    ) -> None:
+    def __init__(self, embedder: Embedder, optimizer: AdamW, precision: Precision = "fp32", clip: float = 1.0) -> None:
         """clip: the gradient's greatest norm; 0 for none."""
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision={precision!r}; expected 'fp32' or 'bf16'")
-        low = [n for n, p in embedder.named_parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+        low = [
+            n for n, p in embedder.named_parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
+        ]
         if low:
-            raise ValueError(f"{low[0]} is in half precision: chunks would add up in it; load the model with dtype float32")
+            raise ValueError(
+                f"{low[0]} is in half precision: chunks would add up in it; load the model with dtype float32"
+            )
         self.embedder = embedder
         self.settings = optimizer
         self.precision = precision

@@ -61,7 +61,7 @@ def _measured(stage: Stage, engine: Local, where: Where, state: State) -> State:
             small = loader.plan(0)
             footprint = measure(engine, loader.again(small, 0))
             if fixed == "auto":
-                # A chunk is recomputed with all its activations, whatever the plan: a quarter of the budget is for that.
+                # A chunk is recomputed with all its activations, whatever the plan: a quarter of the budget.
                 tokens = max(longest, min(tokens, int(budget / 4 / max(footprint.all, 1.0))))
             host = free_bytes(torch.device("cpu")) // 2
             memory: str = stage.memory
@@ -152,7 +152,9 @@ def _evaluate(stage: Stage, engine: Local, monitor: Monitor, state: State, where
     if check.metric == "mean":
         return mean
     if check.metric not in scores:
-        raise ValueError(f"stage {stage.name!r}: validate.metric={check.metric!r}; expected 'mean' or one of {', '.join(scores)}")
+        raise ValueError(
+            f"stage {stage.name!r}: validate.metric={check.metric!r}; expected 'mean' or one of {', '.join(scores)}"
+        )
     return scores[check.metric]
 
 

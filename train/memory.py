@@ -72,7 +72,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def choose(footprint: Footprint, tokens: int, budget: int, device: torch.device, host_budget: int) -> Memory:
-    """The fastest plan whose kept graphs of `tokens` tokens fit `budget` bytes (host_budget for offloaded boundaries)."""
+    """The fastest plan whose kept graphs of `tokens` tokens fit `budget` bytes (offloaded: `host_budget`)."""
     if footprint.all * tokens <= budget:
         return "all"
     if footprint.boundaries * tokens <= budget:

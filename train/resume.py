@@ -84,7 +84,9 @@ def load_weights(engine: Local, folder: Path) -> None:
     wanted = {n: p for n, p in engine.embedder.named_parameters() if p.requires_grad}
     if set(found) != set(wanted):
         odd = sorted(set(found) ^ set(wanted))
-        raise ValueError(f"{folder}: its trained parameters are not this stage's ({odd[0]} and {len(odd) - 1} more differ)")
+        raise ValueError(
+            f"{folder}: its trained parameters are not this stage's ({odd[0]} and {len(odd) - 1} more differ)"
+        )
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(found[name])

@@ -41,7 +41,7 @@ class Stage:
     """One stage of training. Its output is an embedder's folder.
 
     objectives: by name; a feed names the one that its rows go to. batch, sub_batch: rows; sub_batch 0 is the whole
-    batch. chunk_tokens: tokens of a packed row, "auto" to measure what fits. memory: see train/step.py; "auto" takes the
+    batch. chunk_tokens: tokens of a packed row, "auto" to measure what fits. memory: see train/step.py; "auto" is the
     fastest that fits memory_gb (0: half of what is free). clip: greatest gradient norm. keep: newest checkpoints kept;
     take: which weights are the output.
     """
@@ -88,7 +88,8 @@ class Stage:
         if unused:
             raise ValueError(f"stage {self.name!r}: no source goes to objective {sorted(unused)[0]!r}")
         if not self.feeds or self.steps < 1 or self.batch < 1:
-            raise ValueError(f"stage {self.name!r}: feeds={len(self.feeds)}, steps={self.steps}, batch={self.batch}; expected 1 or more of each")  # fmt: skip
+            given = f"feeds={len(self.feeds)}, steps={self.steps}, batch={self.batch}"
+            raise ValueError(f"stage {self.name!r}: {given}; expected 1 or more of each")
         if self.take == "best" and self.validate is None:
             raise ValueError(f"stage {self.name!r}: take='best' needs validate=Validate(...)")
 
@@ -112,9 +113,15 @@ class Stage:
 
         path = self.model if isinstance(self.model, str) else where(self.model)
         embedder = Embedder.load(path, device=self.device or None, dtype="float32")
-        changes = {k: v for k, v in (("scale", self.scale), ("pooling", self.pooling), ("attention", self.attention), ("limits", self.limits)) if v is not None}  # fmt: skip
-        if changes:
-            settings = replace(embedder.settings, **changes)  # type: ignore[arg-type]
+        old = embedder.settings
+        settings = replace(
+            old,
+            scale=old.scale if self.scale is None else self.scale,
+            pooling=old.pooling if self.pooling is None else self.pooling,
+            attention=old.attention if self.attention is None else self.attention,
+            limits=old.limits if self.limits is None else self.limits,
+        )
+        if settings != old:
             embedder = Embedder(embedder.backbone, embedder.template, settings, embedder.adapter).to(embedder.device)
         if self.lora is not None:
             embedder = attach(merged(embedder), self.lora)

@@ -1,4 +1,4 @@
-"""The cached step: vectors of all chunks, gradients of the vectors, gradients of the parameters. Exact for any chunking.
+"""The cached step: vectors of all chunks, gradients of the vectors, gradients of the parameters.
 
 A contrastive loss needs every vector of the batch at once, so a batch cannot be split into micro-batches. GradCache
 (arXiv:2101.06983) runs the model twice. Here each chunk's graph from the first pass is kept with only its layer

@@ -46,6 +46,10 @@ class QwenMedia:
         return self.geometry.patch * self.geometry.merge
 
     def fit(self, part: Image | Video | Audio, limits: Limits, share: float) -> Medium:
+        if isinstance(part, Audio):
+            raise DataError(
+                f"{self.kind} has no ears: an audio part needs a backbone with an audio tower or an adapter"
+            )
         patch, floor = self.geometry.patch, self.factor**2
 
         def bounds(most: int) -> tuple[int, int]:
@@ -57,13 +61,9 @@ class QwenMedia:
         if isinstance(part, Image):
             h, w = fit(part.width, part.height, self.factor, *bounds(limits.max_pixels))
             return Medium(part, h, w, (1, h // patch, w // patch))
-        if isinstance(part, Video):
-            return self._fit_video(part, limits, share, bounds)
-        raise DataError(f"{self.kind} has no ears: an audio part needs a backbone with an audio tower or an adapter")
+        return self._fit_video(part, limits, share, bounds)
 
-    def _fit_video(
-        self, part: Video, limits: Limits, share: float, bounds: Callable[[int], tuple[int, int]]
-    ) -> Medium:
+    def _fit_video(self, part: Video, limits: Limits, share: float, bounds: Callable[[int], tuple[int, int]]) -> Medium:
         from ...data.parts.video import sample, sample_ends
 
         timed, patch, temporal = self.kind == "qwen3_vl", self.geometry.patch, self.geometry.temporal
@@ -74,7 +74,9 @@ class QwenMedia:
         )
         if share < 0.25:  # frames are dropped once each has a quarter of its pixels
             most = max(int(4 * share * len(indices)), temporal)
-            indices, seconds = sample_ends(part, limits.fps, most) if timed else sample(part, limits.fps, most, temporal)
+            indices, seconds = (
+                sample_ends(part, limits.fps, most) if timed else sample(part, limits.fps, most, temporal)
+            )
         least, most = bounds(limits.max_video_pixels)
         count = len(indices)
         if timed:  # whose limits are of all frames together

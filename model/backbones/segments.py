@@ -1,4 +1,4 @@
-"""One rendered prompt to token ids: what is shrunk, what is cut, what is counted. Shared by every family with a tokenizer.
+"""One rendered prompt to token ids: what is shrunk, cut and counted. Shared by every family with a tokenizer.
 
 A family says how a medium becomes tokens (`Media`); this file does the rest in an order that never changes: tokenise,
 shrink pictures and frames until the whole fits `Limits.max_tokens`, then cut the longest text. The template's own
@@ -83,7 +83,9 @@ def _expand(rendered: Rendered, media: Sequence[Medium], family: Media, key: str
         mark = family.placeholders[medium.kind]
         found = rendered.text.find(mark, at)
         if found < 0:
-            raise DataError(f"key {key}: the chat template wrote no {mark} for a {medium.kind}; does it know {medium.kind}s?")
+            raise DataError(
+                f"key {key}: the chat template wrote no {mark} for a {medium.kind}; does it know {medium.kind}s?"
+            )
         spelled = family.spell(medium)
         out += [rendered.text[at:found], spelled]
         at = found + len(mark)
@@ -217,8 +219,8 @@ class Tokens:
             dropped = _cut(owner, rendered.cut_front, excess)
             if len(dropped) < excess:
                 raise DataError(
-                    f"key {prompt.key}: {limits.max_tokens + excess} tokens, and template, media and answer alone take more "
-                    f"than max_tokens={limits.max_tokens}; raise Limits.max_tokens or give less media"
+                    f"key {prompt.key}: {limits.max_tokens + excess} tokens, and template, media and answer alone take "
+                    f"more than max_tokens={limits.max_tokens}; raise Limits.max_tokens or give less media"
                 )
         masked = [-1] * len(draft.ids)
         if self.mask_instruction:

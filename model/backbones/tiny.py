@@ -53,10 +53,12 @@ def tokenizer(texts: Iterable[str], vocabulary: int = 2048, length: int = 4096) 
     )
 
 
-def config(kind: Kind, tok: Any, width: int, layers: int, heads: int, vision: int, depth: int, patch: int, init: float) -> Any:  # fmt: skip
-    """The stock configuration class of `kind`, at this size."""
+def config(kind: Kind, tok: Any, size: Tiny) -> Any:
+    """The stock configuration class of `kind`, at the size that `size` gives."""
     import transformers as hf
 
+    width, layers, heads, vision = size.width, size.layers, size.heads, size.vision
+    depth, patch, init = size.depth, size.patch, size.init
     if width % heads or (width // heads) % 2:
         raise ValueError(f"width={width} must be an even multiple of heads={heads}")
     half = width // heads // 2
@@ -155,10 +157,9 @@ def build(tiny: Tiny, texts: Iterable[str]) -> Any:
     from .qwen_vl import QwenVL
 
     tok = tokenizer(texts, tiny.vocabulary)
-    sizes = (tiny.width, tiny.layers, tiny.heads, tiny.vision, tiny.depth, tiny.patch, tiny.init)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(tiny.seed)
-        model = AutoModelForImageTextToText.from_config(config(tiny.kind, tok, *sizes))
+        model = AutoModelForImageTextToText.from_config(config(tiny.kind, tok, tiny))
     whole = processor(tiny.kind, tok, tiny.patch, tiny.limits)
     template = Template.of(whole)
     backbone = QwenVL(model, whole, template)

@@ -39,4 +39,3 @@ def mixed(count=12, seed=0, video=True) -> list[Item]:
         lambda: {"video": clip(rng, 5, 60, 60)},
     ]
     return as_items([kinds[i % (len(kinds) if video else 4)]() for i in range(count)])[0]
-

@@ -93,7 +93,9 @@ def test_an_audio_part_names_the_input_and_the_reason(embedder, tmp_path):
 
 
 def test_save_and_load_give_the_same_vectors_settings_and_digest(embedder, tmp_path):
-    settings = replace(embedder.settings, scale=Learned(init=12.0), dim=16, matryoshka=(16, 32), projection=32, pooling="mean")
+    settings = replace(
+        embedder.settings, scale=Learned(init=12.0), dim=16, matryoshka=(16, 32), projection=32, pooling="mean"
+    )
     torch.manual_seed(0)
     changed = Embedder(embedder.backbone, embedder.template, settings).eval()
     changed.save(tmp_path / "m")
@@ -150,7 +152,9 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_merges_in(embedder, t
     changed = adapted.encode(items)
     assert (changed - before).abs().max() > 1e-2
     adapted.save(tmp_path / "adapter")
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < (tmp_path / "base" / "model.safetensors").stat().st_size
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < (
+        tmp_path / "base" / "model.safetensors"
+    ).stat().st_size
     torch.testing.assert_close(Embedder.load(tmp_path / "adapter").encode(items), changed, rtol=0, atol=1e-6)
     torch.testing.assert_close(merged(adapted).encode(items), changed, rtol=0, atol=1e-5)
 
@@ -162,7 +166,11 @@ def test_instruction_tokens_are_left_out_of_the_mean_where_asked(embedder, tmp_p
     from omni2vec.data.types import Prompted
 
     inputs = masked.format.collate([Prompted(Item.text("red"), "query", "find the caption")], [masked.limits])
-    hidden_out = [masked.format.tokenizer.decode([t]) for t, p in zip(inputs.ids.tolist(), inputs.pooled.tolist(), strict=True) if not p]
+    hidden_out = [
+        masked.format.tokenizer.decode([t])
+        for t, p in zip(inputs.ids.tolist(), inputs.pooled.tolist(), strict=True)
+        if not p
+    ]
     assert "".join(hidden_out) == "find the caption"
     empty = masked.format.collate([Prompted(Item.text("red"))], [masked.limits])
     assert empty.pooled.all()
@@ -181,7 +189,9 @@ def test_frozen_parts_take_no_gradient(embedder, tmp_path):
 def test_a_temperature_is_fixed_or_learned_and_clamped(embedder):
     fixed = Embedder(embedder.backbone, embedder.template, replace(embedder.settings, scale=Fixed(20.0)))
     assert not fixed.log_scale.requires_grad
-    learned = Embedder(embedder.backbone, embedder.template, replace(embedder.settings, scale=Learned(init=20.0, max=30.0)))
+    learned = Embedder(
+        embedder.backbone, embedder.template, replace(embedder.settings, scale=Learned(init=20.0, max=30.0))
+    )
     with torch.no_grad():
         learned.log_scale.fill_(10.0)
     assert float(learned.scale.detach()) == pytest.approx(30.0)

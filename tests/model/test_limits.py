@@ -38,7 +38,9 @@ def test_pictures_shrink_before_any_text_is_cut(embedder):
     assert found.cut == 0
     assert len(found.ids) <= len(whole.ids) - 6
     assert sum(m.height * m.width for m in found.media) < sum(m.height * m.width for m in whole.media)
-    assert text_of(embedder, found).replace("<|image_pad|>", "") == text_of(embedder, whole).replace("<|image_pad|>", "")
+    assert text_of(embedder, found).replace("<|image_pad|>", "") == text_of(embedder, whole).replace(
+        "<|image_pad|>", ""
+    )
 
 
 def test_frames_are_dropped_only_when_they_are_small(embedder):
@@ -48,7 +50,9 @@ def test_frames_are_dropped_only_when_they_are_small(embedder):
     smaller = segment(embedder, item, max_tokens=len(whole.ids) - 2, fps=100.0, **WIDE).media[0]
     assert len(smaller.indices) == len(clip.indices)
     assert smaller.height * smaller.width < clip.height * clip.width
-    least = segment(embedder, item, max_tokens=len(whole.ids) - sum(e - s for s, e, _ in whole.spans) + 1, fps=100.0, **WIDE)
+    least = segment(
+        embedder, item, max_tokens=len(whole.ids) - sum(e - s for s, e, _ in whole.spans) + 1, fps=100.0, **WIDE
+    )
     assert len(least.media[0].indices) < len(clip.indices)
 
 
@@ -87,10 +91,12 @@ def test_limits_hold_for_many_items_and_sizes(embedder):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    items = as_items([
-        {"text": "red circle " * int(rng.integers(1, 60)), "image": [picture(rng, int(rng.integers(20, 400)), int(rng.integers(20, 300)))] * int(rng.integers(1, 4))}
-        for _ in range(30)
-    ])[0]  # fmt: skip
+
+    def drawn():
+        photo = picture(rng, int(rng.integers(20, 400)), int(rng.integers(20, 300)))
+        return {"text": "red circle " * int(rng.integers(1, 60)), "image": [photo] * int(rng.integers(1, 4))}
+
+    items = as_items([drawn() for _ in range(30)])[0]
     limits = Limits(max_tokens=80, **WIDE)
     found = embedder.format.segments([Prompted(i, key="k") for i in items], [limits] * 30)
     assert all(len(s.ids) <= 80 for s in found)

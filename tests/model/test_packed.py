@@ -51,12 +51,19 @@ def stock_inputs(embedder, items, instruction):
     messages = []
     for item in items:
         parts = [
-            {"type": "text", "text": p.text} if isinstance(p, Text) else {"type": "image", "image": to_pil_image(decode(p, ""))}
+            {"type": "text", "text": p.text}
+            if isinstance(p, Text)
+            else {"type": "image", "image": to_pil_image(decode(p, ""))}
             for p in item.parts
         ]
         messages.append([{"role": "system", "content": instruction}, {"role": "user", "content": parts}])
     return embedder.backbone.processor.apply_chat_template(
-        messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", processor_kwargs={"padding": True}
+        messages,
+        tokenize=True,
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
     )
 
 
@@ -105,9 +112,15 @@ def test_positions_equal_the_stock_rope_index(embedder):
                 kinds[inputs.media[f"{kind}_rows"]] = number
         extra = {}
         if embedder.backbone.kind == "qwen2_5_vl" and "video_grid" in inputs.media:
-            media = [m for s in embedder.format.segments([Prompted(item, "query", "find")], [embedder.limits]) for m in s.media]
+            media = [
+                m
+                for s in embedder.format.segments([Prompted(item, "query", "find")], [embedder.limits])
+                for m in s.media
+            ]
             per_second = embedder.format.media.tokens_per_second
-            extra["second_per_grid_ts"] = torch.tensor([embedder.format.media.interval(m) / per_second for m in media if m.kind == "video"])
+            extra["second_per_grid_ts"] = torch.tensor(
+                [embedder.format.media.interval(m) / per_second for m in media if m.kind == "video"]
+            )
         expected, _ = embedder.backbone.base.get_rope_index(
             inputs.ids[None],
             mm_token_type_ids=kinds[None],
@@ -132,7 +145,12 @@ def test_a_clip_s_tokens_equal_the_stock_processor_s(embedder):
     frames = resize(decode(video, list(medium.indices), ""), medium.height, medium.width).permute(0, 2, 3, 1).numpy()
     fps = video.frames / video.seconds
     meta = VideoMetadata(
-        total_num_frames=video.frames, fps=fps, frames_indices=list(medium.indices), height=60, width=60, duration=video.seconds
+        total_num_frames=video.frames,
+        fps=fps,
+        frames_indices=list(medium.indices),
+        height=60,
+        width=60,
+        duration=video.seconds,
     )
     text = embedder.template.render(prompt).text
     batch = embedder.backbone.processor(
@@ -161,7 +179,9 @@ def test_changing_the_answer_leaves_the_vector_equal_to_the_bit(embedder, attent
         told, otherwise = (model(x).vectors for x in (inputs, replace(inputs, ids=ids)))
         bare = model(collated(model, [Prompted(i) for i in items])).vectors
     assert torch.equal(told, otherwise)
-    torch.testing.assert_close(told, bare, rtol=0, atol=1e-6)  # another length: the same numbers summed in another order
+    torch.testing.assert_close(
+        told, bare, rtol=0, atol=1e-6
+    )  # another length: the same numbers summed in another order
 
 
 def test_bidirectional_attention_refuses_an_answer(embedder):

@@ -174,7 +174,11 @@ def test_checkpoints_are_pruned_but_for_the_newest(folder, tmp_path, monkeypatch
 
     seen = []
     real = resume.prune
-    monkeypatch.setattr(loop.resume, "prune", lambda out, keep, state: (real(out, keep, state), seen.append([p.name for p in existing(out)])))
+    monkeypatch.setattr(
+        loop.resume,
+        "prune",
+        lambda out, keep, state: (real(out, keep, state), seen.append([p.name for p in existing(out)])),
+    )
     small(folder, steps=6, save_every=2, keep=2).make(tmp_path, nowhere)
     assert [len(s) for s in seen] == [1, 2, 2]
     assert seen[-1] == ["step-00000004", "step-00000006"]

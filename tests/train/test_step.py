@@ -98,7 +98,11 @@ def test_mean_of_chunk_means_would_be_wrong():
         out = engine.embed(inputs, {"n": (frozenset({0}), lambda x, y: (F.cross_entropy(x, y), len(y)))})
         (out.local["n"][0] / len(labelled)).backward()
     wrong = gradients(model)
-    apart = max((wrong[n] - right[n]).abs().max() / right[n].abs().max() for n in right if n in wrong and right[n].abs().max() > 0)
+    apart = max(
+        (wrong[n] - right[n]).abs().max() / right[n].abs().max()
+        for n in right
+        if n in wrong and right[n].abs().max() > 0
+    )
     assert apart > 0.05
 
 
@@ -149,10 +153,8 @@ def test_objectives_are_normalised_by_their_own_sources():
         Bound("second", (InfoNCE(),), frozenset({1})),
     )
     done, both, plan = stepped(model, 70, "all", split, sources, sub_batch=4)
-    assert {s for s in plan.sources} == {0, 1}
-    parts = []
-    for bound in split:
-        parts.append(stepped(model, 70, "all", (bound,), sources, sub_batch=4)[1])
+    assert set(plan.sources) == {0, 1}
+    parts = [stepped(model, 70, "all", (bound,), sources, sub_batch=4)[1] for bound in split]
     total = {n: sum(p[n] for p in parts if n in p) for n in both}
     assert_same(both, total, 1e-12)
     weights = {"first/infonce": 2.0, "first/nexttoken": 0.5, "second/infonce": 1.0}

@@ -1,4 +1,4 @@
-"""A backbone of a few thousand weights whose arithmetic stays in float64, and rows in memory: for tests of exactness."""
+"""A small backbone whose arithmetic stays in float64, and rows in memory: for tests of exactness."""
 
 from dataclasses import dataclass, field
 
@@ -59,7 +59,9 @@ class Block(nn.Module):
     def __init__(self, width, dropout):
         super().__init__()
         self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x, segments):
@@ -144,7 +146,9 @@ def rows(name="toy", count=40, seed=0, answers=True):
     found = []
     for i in range(count):
         query = ("#" if i % 4 == 0 else "") + word(int(rng.integers(3, 20)))
-        positives = tuple(Item.text("shared" if i % 7 == k else word(int(rng.integers(2, 12)))) for k in range(1 + i % 3))
+        positives = tuple(
+            Item.text("shared" if i % 7 == k else word(int(rng.integers(2, 12)))) for k in range(1 + i % 3)
+        )
         negatives = tuple(Item.text(word(5)) for _ in range(i % 3))
         answer = word(int(rng.integers(1, 15))) if answers and i % 3 == 0 else ""
         found.append(Example(f"{name}/0/{i}", name, "retrieval", Item.text(query), positives, negatives, answer=answer))
@@ -160,7 +164,15 @@ def embedder(dropout=0.0, dtype=torch.float64, seed=0):
 def loader(sources, feeds=None, batch=12, sub_batch=None, budget=1 << 30, **settings):
     feeds = feeds or [Feed(s, positives=3, negatives=2) for s in sources]
     return Loader(
-        sources, feeds, ToyFormat(), Limits(), batch=batch, sub_batch=sub_batch or batch, seed=0, budget=budget, **settings
+        sources,
+        feeds,
+        ToyFormat(),
+        Limits(),
+        batch=batch,
+        sub_batch=sub_batch or batch,
+        seed=0,
+        budget=budget,
+        **settings,
     )
 
 
