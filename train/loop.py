@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,6 +103,8 @@ def _steps(
                 skipped_rows=len(state.skipped_keys),
                 skipped_steps=state.skipped_steps,
                 epochs=_epochs(loader, plan),
+                shrunk=_count(loader.names, plan, [c.shrunk for c in plan.costs]),
+                cut=_count(loader.names, plan, [c.cut > 0 for c in plan.costs]),
                 peak_bytes=torch.cuda.max_memory_allocated() if engine.device.type == "cuda" else 0,
             )
         )
@@ -114,6 +118,12 @@ def _epochs(loader: Loader[Inputs], plan: Plan) -> dict[str, float]:
     if plan.step % 50:
         return {}
     return dict(zip(loader.names, (round(e, 3) for e in loader.order.epochs(plan.step + 1)), strict=True))
+
+
+def _count(names: Sequence[str], plan: Plan, marked: Sequence[bool]) -> dict[str, int]:
+    """How many of a step's items are marked, by source; sources without any are left out."""
+    found = Counter(names[g] for g, m in zip(plan.groups, marked, strict=True) if m)
+    return dict(found)
 
 
 def _after(stage: Stage, engine: Local, monitor: Monitor, state: State, out: Path, where: Where) -> bool:

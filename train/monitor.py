@@ -37,7 +37,8 @@ class Wandb:
 @dataclass(frozen=True)
 class Update:
     """What one step did. losses: by objective, before weights. skipped_rows, skipped_steps: so far in the stage;
-    a step is skipped when its gradient is not finite. epochs: how often each source has been gone through."""
+    a step is skipped when its gradient is not finite. epochs: how often each source has been gone through. shrunk, cut:
+    by source, items of this step whose media were made smaller, or whose text was cut, to fit the Limits."""
 
     step: int
     loss: float
@@ -50,6 +51,8 @@ class Update:
     scale: float = float("nan")
     losses: Mapping[str, float] = field(default_factory=dict)
     epochs: Mapping[str, float] = field(default_factory=dict)
+    shrunk: Mapping[str, int] = field(default_factory=dict)
+    cut: Mapping[str, int] = field(default_factory=dict)
     skipped_rows: int = 0
     skipped_steps: int = 0
     peak_bytes: int = 0

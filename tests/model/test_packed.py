@@ -231,6 +231,51 @@ def test_runs_of_segments_equal_a_dense_mask(attention):
     torch.testing.assert_close(got, expected.transpose(1, 2), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("attention", ["causal", "bidirectional", "prefix"])
+def test_the_kernel_s_calls_equal_the_runs(attention, monkeypatch):
+    """The calls made of the variable-length kernel, with a ten-line kernel in its place: it has none for a CPU."""
+    from omni2vec.model import attention as module
+
+    def kernel(q, k, v, bounds, longest, causal, scale):
+        out = []
+        for (a, b), (c, d) in zip(*[zip(x.tolist(), x[1:].tolist(), strict=False) for x in bounds], strict=True):
+            n, m = b - a, d - c
+            assert n <= longest[0] and m <= longest[1]
+            mask = torch.ones(n, m, dtype=torch.bool).tril(m - n) if causal else torch.ones(n, m, dtype=torch.bool)
+            heads = [t.transpose(0, 1) for t in (q[a:b], k[c:d], v[c:d])]
+            o = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale, enable_gqa=True)
+            out.append(o.transpose(0, 1))
+        return torch.cat(out)
+
+    monkeypatch.setattr(module, "_varlen", kernel)
+    lengths, g = (5, 5, 3, 1, 7), torch.Generator().manual_seed(0)
+    prefix = (4, 5, 2, 1, 3) if attention == "prefix" else lengths
+    q = torch.randn(1, 4, 21, 8, generator=g, dtype=torch.float64)
+    k, v = (torch.randn(1, 2, 21, 8, generator=g, dtype=torch.float64) for _ in range(2))
+    segments = Segments(lengths, prefix, attention)
+    got = module._cuda_attention(q, k, v, segments, None)
+    torch.testing.assert_close(got, module._runs_attention(q, k, v, segments, None, 0.0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("attention", ["causal", "bidirectional", "prefix"])
+def test_the_kernel_equals_the_runs_on_a_gpu(attention):
+    from omni2vec.model import attention as module
+
+    lengths = (50, 50, 30, 1, 70)
+    prefix = (40, 50, 20, 1, 30) if attention == "prefix" else lengths
+    q = torch.randn(1, 4, 201, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    k, v = (torch.randn(1, 2, 201, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    segments = Segments(lengths, prefix, attention)
+    weight = torch.randn(1, 201, 4, 64, device="cuda")
+    found = []
+    for out in (module._cuda_attention(q, k, v, segments, None), module._runs_attention(q, k, v, segments, None, 0.0)):
+        found.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
+    for a, b in zip(*found, strict=True):
+        assert float((a - b).float().norm() / b.float().norm()) < 2e-2
+
+
 def test_a_picture_is_counted_as_it_is_collated(embedder):
     prompts = [Prompted(i, "query", "find the caption", answer="red") for i in mixed(12)]
     costs = embedder.format.count(prompts, [embedder.limits] * len(prompts))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from math import log
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -33,8 +34,8 @@ class _Tiled(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, docs: Tensor, scale: Tensor, negatives: Negatives, tile: int, both: bool, want: bool
     ) -> Tensor:
-        order = negatives.order.to(docs.device)
-        in_order = bool((negatives.order == torch.arange(len(negatives.order))).all())
+        in_order = bool((np.diff(negatives.order, prepend=-1) == 1).all())
+        order = torch.from_numpy(negatives.order).to(docs.device)
         batch = _Batch(query, docs if in_order else docs[order], scale, negatives, tile, want)
         loss = batch.both_ways() if both else batch.one_way()
         if want:
@@ -58,9 +59,9 @@ class _Batch:
         self.device = query.device
         self.scale2 = scale / LN2
         self.lowest = torch.finfo(query.dtype).min
-        self.share = negatives.share.to(query)
-        self.owner = negatives.owner.to(self.device)
-        self.given_right = negatives.given_right.to(self.device)
+        self.share = torch.from_numpy(negatives.share).to(query)
+        self.owner = torch.from_numpy(negatives.owner).to(self.device)
+        self.given_right = torch.from_numpy(negatives.given_right).to(self.device)
         self.columns = docs[negatives.columns]
         self.d_query = torch.zeros_like(query) if want else query  # without gradients neither is written to
         self.d_docs = torch.zeros_like(docs) if want else docs
