@@ -145,8 +145,8 @@ def main(quick: bool) -> None:
     if quick:
         result["4096"] = largest = size(4096, CASES[:2], 15, start + 50)
     else:
-        result["4096"] = size(4096, CASES, 15, start + 400)
-        result["16384"] = largest = size(16384, CASES[:2], 15, time.perf_counter() + 500)
+        result["4096"] = size(4096, CASES, 15, start + 120)
+        result["16384"] = largest = size(16384, CASES[:2], 15, time.perf_counter() + 180)
         result["65536"] = alone(65536)
     for way, prefix in (("one_way", ""), ("symmetric", "symmetric_")):
         for key in ("memory_ratio", "time_ratio", "time_ratio_interval"):
