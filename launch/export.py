@@ -37,17 +37,13 @@ def reason(embedder: Embedder) -> str:
         return "an adapter is loaded into the class it was trained in, and sentence-transformers loads another"
     if template.flat_positions:
         return "its media have plain positions, and the stock model gives them their own"
+    if settings.mask_instruction:
+        return "the instruction is left out of the pooling, and sentence-transformers pools over every token of a chat"
     if template.chat:
-        if settings.mask_instruction:
-            return (
-                "the instruction is left out of the pooling, and sentence-transformers pools over a chat's every token"
-            )
         if template.instruct != "system":
             return "its instruction is not a system turn, and sentence-transformers makes every prompt one"
         if template.order:
-            return (
-                f"its parts stand in the order {', '.join(template.order)}, and sentence-transformers keeps any order"
-            )
+            return f"its parts stand as {', '.join(template.order)}, and sentence-transformers keeps any order"
     elif template.placeholders:
         return "its prompts have pictures but no chat template, and sentence-transformers places no placeholders"
     elif template.tail or template.joint:

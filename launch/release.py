@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from ..data.types import DataError, Step, Where
 from ..eval.evaluate import Evaluate
@@ -78,9 +80,10 @@ class Release:
         if self.check:
             # Rounded weights are another function, by a little: then the readers are held against each other.
             verified = verify(out, before if exact else None)
+            moved = 1.0 if exact else _moved(out, before)
             if verified.clips is not None and verified.clips < LEAST:
                 without_clips(out)
-            self._card(ready, out, why, scores, verified)
+            self._card(ready, out, why, scores, verified, moved)
             say(self.name, verified)
 
     def _ready(self, embedder: Embedder, source: Path) -> tuple[Embedder, bool]:
@@ -99,7 +102,15 @@ class Release:
         config = json.loads((out / ADAPTER).read_text(encoding="utf-8"))
         write(out / ADAPTER, config | {"base_model_name_or_path": self.base_model, "revision": self.revision or None})
 
-    def _card(self, embedder: Embedder, out: Path, why: str, scores: Scores | None, verified: Verified | None) -> None:
+    def _card(
+        self,
+        embedder: Embedder,
+        out: Path,
+        why: str,
+        scores: Scores | None,
+        verified: Verified | None,
+        moved: float = 1.0,
+    ) -> None:
         title = self.title or self.name
         about = About(
             title.rsplit("/", 1)[-1],
@@ -111,15 +122,15 @@ class Release:
             library="peft" if self.adapter else "omni2vec" if why else "sentence-transformers",
             pipeline="feature-extraction" if why else "sentence-similarity",
             reason=why,
-            notes=notes(embedder, verified),
+            notes=notes(embedder, verified, moved),
             record=record(Recipe(self.name, (self,))),
         )
         reader = reader_of(out, title)
         (out / "README.md").write_text(card(embedder, reader, about, scores, verified), encoding="utf-8")
 
 
-def notes(embedder: Embedder, verified: Verified | None) -> tuple[str, ...]:
-    """What a reader must know to get the same vectors."""
+def notes(embedder: Embedder, verified: Verified | None, moved: float = 1.0) -> tuple[str, ...]:
+    """What a reader must know to get the same vectors. moved: cosine to the vectors before weights were rounded."""
     template, limits = embedder.template, embedder.limits
     out = [
         f"Beyond {limits.max_tokens:,} tokens omni2vec shrinks pictures, then cuts the longest text; other readers cut "
@@ -134,6 +145,8 @@ def notes(embedder: Embedder, verified: Verified | None) -> tuple[str, ...]:
         out.append("omni2vec ends an instruction without punctuation in a full stop; elsewhere, write it yourself.")
     if not template.target_instructed:
         out.append(f"Documents always have the instruction “{template.target}”.")
+    if moved < 1.0:
+        out.append(f"The weights were rounded for this folder: cosine {moved:.5f} to the trained model's vectors.")
     if embedder.settings.dim:
         out.append("Vectors are cut; sentence-transformers does not normalise them again after the cut.")
     return tuple(out)
@@ -148,10 +161,18 @@ def say(name: str, verified: Verified) -> None:
 
 
 def _saved_dtype(folder: Path) -> str:
-    """The dtype that the checkpoint is saved in; float32 for an adapter, whose base says its own."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """The dtype that the checkpoint is saved in; an adapter's is its base's."""
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        folder = snapshot(base)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _moved(folder: Path, before: Mapping[str, Tensor]) -> float:
+    """The least cosine between the vectors before the weights were rounded, and after."""
+    after = vectors(Embedder.load(folder, device="cpu", dtype=torch.float32))
+    return min(float(torch.cosine_similarity(v, after[case], dim=0)) for case, v in before.items())
 
 
 def _fill(embedder: Embedder, out: Path) -> None:

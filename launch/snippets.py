@@ -41,7 +41,7 @@ class Reader:
         if not self.pictures:
             return ['inputs = ["a red circle", "a blue square"]']
         return [
-            f'picture = Image.open("{PICTURE}")',
+            f"picture = Image.open({_quoted(PICTURE)})",
             'inputs = ["a red circle", picture, {"image": picture, "text": "What is it?"}]',
         ]
 
@@ -50,9 +50,9 @@ class Reader:
             *["from PIL import Image"] * self.pictures,
             "from omni2vec import Embedder",
             "",
-            f'embedder = Embedder.load("{self.at}")',
+            f"embedder = Embedder.load({_quoted(self.at)})",
             *self.example(),
-            f'vectors = embedder.encode(inputs, instruction="{INSTRUCTION}")',
+            f"vectors = embedder.encode(inputs, instruction={_quoted(INSTRUCTION)})",
         )
 
     def sentence_transformers(self) -> str:
@@ -60,7 +60,7 @@ class Reader:
             *["from PIL import Image"] * self.pictures,
             "from sentence_transformers import SentenceTransformer",
             "",
-            f'model = SentenceTransformer("{self.at}")',
+            f"model = SentenceTransformer({_quoted(self.at)})",
             *self.example(),
             f"vectors = model.encode(inputs, prompt={_quoted(prompt(self.template, INSTRUCTION))})",
         )
@@ -77,13 +77,14 @@ class Reader:
         def said(text: str) -> str:
             return f'[{{"type": "text", "text": {text}}}]' if self.pictures else text
 
+        asked = _quoted(INSTRUCTION)
         shown = '{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}'
         return _lines(
             *["from PIL import Image"] * self.pictures,
             "import torch",
             *self._imports("AutoProcessor"),
             "",
-            f'processor = AutoProcessor.from_pretrained("{self.at}")',
+            f"processor = AutoProcessor.from_pretrained({_quoted(self.at)})",
             *self._model(),
             "",
             f"def embed({'*parts' if self.pictures else 'text'}, instruction={_quoted(self.template.query)}):",
@@ -94,8 +95,8 @@ class Reader:
             "    inputs = processor.apply_chat_template(turns, tokenize=True, return_dict=True, **settings)",
             *self._pooled("**inputs"),
             "",
-            *[f'picture = Image.open("{PICTURE}")'] * self.pictures,
-            f'vector = embed({shown if self.pictures else _quoted("a red circle")}, instruction="{INSTRUCTION}")',
+            *[f"picture = Image.open({_quoted(PICTURE)})"] * self.pictures,
+            f"vector = embed({shown if self.pictures else _quoted('a red circle')}, instruction={asked})",
         )
 
     def _text(self) -> str:
@@ -104,7 +105,7 @@ class Reader:
             "import torch",
             *self._imports("AutoTokenizer"),
             "",
-            f'tokenizer = AutoTokenizer.from_pretrained("{self.at}")',
+            f"tokenizer = AutoTokenizer.from_pretrained({_quoted(self.at)})",
             *self._model(),
             "",
             f"def embed(text, prompt={default}):",
@@ -123,7 +124,7 @@ class Reader:
             "import torch",
             *self._imports("AutoProcessor"),
             "",
-            f'processor = AutoProcessor.from_pretrained("{self.at}")',
+            f"processor = AutoProcessor.from_pretrained({_quoted(self.at)})",
             *self._model(),
             "",
             f'def embed(text="", picture=None, instruction={_quoted(self.template.query)}):',
@@ -133,8 +134,8 @@ class Reader:
             *[positions] * flat,
             *self._pooled("**inputs" + ", position_ids=positions" * flat),
             "",
-            f'picture = Image.open("{PICTURE}")',
-            f'vector = embed("What is it?", picture, instruction="{INSTRUCTION}")',
+            f"picture = Image.open({_quoted(PICTURE)})",
+            f'vector = embed("What is it?", picture, instruction={_quoted(INSTRUCTION)})',
         )
 
     def _imports(self, processor: str) -> list[str]:
@@ -144,11 +145,11 @@ class Reader:
 
     def _model(self) -> list[str]:
         if not self.base:
-            return [f'model = AutoModel.from_pretrained("{self.at}").eval()']
-        revision = f', revision="{self.revision}"' if self.revision else ""
+            return [f"model = AutoModel.from_pretrained({_quoted(self.at)}).eval()"]
+        revision = f", revision={_quoted(self.revision)}" if self.revision else ""
         return [
-            f'base = AutoModelForImageTextToText.from_pretrained("{self.base}"{revision})',
-            f'model = PeftModel.from_pretrained(base, "{self.at}").merge_and_unload().eval().model',
+            f"base = AutoModelForImageTextToText.from_pretrained({_quoted(self.base)}{revision})",
+            f"model = PeftModel.from_pretrained(base, {_quoted(self.at)}).merge_and_unload().eval().model",
         ]
 
     def _pooled(self, given: str) -> list[str]:

@@ -138,11 +138,9 @@ def verify(
     if reader.template.video and "sentence-transformers" in found:
         clips = _cosine(found["sentence-transformers"][-1], found["omni2vec"][-1])
     names = list(cases(reader))
-    right: Mapping[str, Sequence[float] | Tensor] = reference or dict(zip(names, found["omni2vec"], strict=False))
-    cosines = {
-        name: {case: _cosine(v, right[case]) for case, v in zip(names, given, strict=False)}
-        for name, given in found.items()
-    }
+    read = {name: dict(zip(names, given[: len(names)], strict=True)) for name, given in found.items()}
+    right: Mapping[str, Sequence[float] | Tensor] = reference or read["omni2vec"]
+    cosines = {name: {case: _cosine(v, right[case]) for case, v in given.items()} for name, given in read.items()}
     for name, values in cosines.items():
         for case, cosine in values.items():
             if not cosine >= at_least:

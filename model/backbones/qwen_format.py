@@ -182,6 +182,12 @@ class QwenFormat:
             failed=tuple(dict.fromkeys(failed)),
         )
 
+    def _positions(self, segment: Segment) -> np.ndarray:
+        """(3, tokens). VLM2Vec-V2 was trained with one counter for all tokens: its layout says so."""
+        if self.template.flat_positions:
+            return np.tile(np.arange(len(segment.ids)), (3, 1))
+        return self.media.positions(segment)
+
     def _decode(self, medium: Medium, draft: bool, key: str) -> Tensor:
         if isinstance(medium.part, Image):
             return of_image(medium.part, medium.height, medium.width, self.media.geometry, draft, f"key {key}")
@@ -226,7 +232,7 @@ class QwenFormat:
             ids=torch.tensor([t for s in segments for t in s.ids], dtype=torch.int64),
             lengths=lengths,
             prefix=tuple(s.prefix for s in segments),
-            positions=torch.from_numpy(np.concatenate([self.media.positions(s) for s in segments], axis=1)),
+            positions=torch.from_numpy(np.concatenate([self._positions(s) for s in segments], axis=1)),
             pooled=torch.tensor([p for s in segments for p in s.pooled], dtype=torch.bool),
             labels=labels,
             media=media,
