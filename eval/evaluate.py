@@ -37,6 +37,12 @@ class Evaluate:
     limit: int | None = None
     k: int = 10
 
+    def outside(self, where: Where) -> dict[str, str]:
+        """The digests of models that no step made."""
+        from ..model.checkpoint import digest_of_folder
+
+        return {f"model {m}": digest_of_folder(m) for m in (self.model, *self.baselines) if isinstance(m, str)}
+
     def make(self, out: Path, where: Where) -> None:
         from . import page
         from .compare import compare

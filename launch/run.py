@@ -1,8 +1,8 @@
 """A recipe's steps, made in order into one folder: done ones skipped, changed ones refused, killed ones resumed.
 
 A step is made in `NAME.partial` and renamed when it is whole, with done.json inside; so a folder `NAME` is always a
-finished step. After a kill, `make` gets the same partial folder again: a step that can resume finds its files there,
-and one whose class says `resumes = False` gets an empty folder.
+finished step. After a kill, `make` begins with an empty folder again, unless the step's class says `resumes = True`:
+then it finds there what it had written.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _advance(standing: Standing, folder: Folder, title: str, say: Say) -> None:
     spent = float(before.get("seconds", 0.0))
     started = {"digest": standing.digest, "step": standing.canonical, "tries": before.get("tries", 0) + 1}
     _put(folder.started(step), started | {"seconds": spent})
-    if not getattr(type(step), "resumes", True) and partial.exists():
+    if not getattr(type(step), "resumes", False) and partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
     begin = time.perf_counter()

@@ -197,3 +197,17 @@ def digest_of(embedder: Embedder) -> str:
         flat = tensor.detach().cpu().contiguous().view(-1)
         h.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
     return h.hexdigest()
+
+
+def digest_of_folder(path: str) -> str:
+    """Names what a model folder holds: the content of every JSON and safetensors file. A hub name stands for itself."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return path
+    h = blake2b(digest_size=16)
+    for file in sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".jinja")):
+        h.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                h.update(block)
+    return h.hexdigest()

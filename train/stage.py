@@ -46,6 +46,7 @@ class Stage:
     take: which weights are the output.
     """
 
+    resumes = True  # after a kill, `make` finds its checkpoints
     name: str
     model: Step | str
     feeds: tuple[Feed, ...]
@@ -62,20 +63,20 @@ class Stage:
     limits: Limits | None = None
     precision: Precision = "fp32"
     memory: Memory | Literal["auto"] = "auto"
-    memory_gb: float = 0.0
+    memory_gb: float = field(default=0.0, compare=False)
     chunk_tokens: int | Literal["auto"] = "auto"
     clip: float = 1.0
     validate: Validate | None = None
     save_every: int = 200
     keep: int = 1
     take: Literal["last", "best"] = "last"
-    workers: int = 0
-    prefetch: int = 2
+    workers: int = field(default=0, compare=False)
+    prefetch: int = field(default=2, compare=False)
     on_error: Literal["raise", "skip"] = "raise"
     max_skipped: int = 100
     seed: int = 0
-    wandb: Wandb | None = None
-    device: str = ""
+    wandb: Wandb | None = field(default=None, compare=False)
+    device: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for feed in self.feeds:
@@ -98,6 +99,12 @@ class Stage:
         from .loop import run
 
         run(self, out, where)
+
+    def outside(self, where: Where) -> Mapping[str, str]:
+        """The digest of a model that no step made."""
+        from ..model.checkpoint import digest_of_folder
+
+        return {f"model {self.model}": digest_of_folder(self.model)} if isinstance(self.model, str) else {}
 
     def bounds(self) -> tuple[Bound, ...]:
         """The objectives with the indices of their sources."""

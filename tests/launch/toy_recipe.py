@@ -53,7 +53,6 @@ class LineRows:
 class Numbers:
     """Writes the numbers below `count`; starts afresh after a kill."""
 
-    resumes = False
     name: str = "numbers"
     count: int = 3
     kind: Literal["up", "down"] = "up"
@@ -73,6 +72,7 @@ class Numbers:
 class Train:
     """Adds up the numbers, one a step, writing where it stands; goes on from there after a kill."""
 
+    resumes = True
     data: Numbers
     name: str = "train"
     steps: int = 5

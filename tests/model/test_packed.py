@@ -236,7 +236,7 @@ def test_the_kernel_s_calls_equal_the_runs(attention, monkeypatch):
     """The calls made of the variable-length kernel, with a ten-line kernel in its place: it has none for a CPU."""
     from omni2vec.model import attention as module
 
-    def kernel(q, k, v, bounds, longest, causal, scale):
+    def kernel(q, k, v, bounds, longest, causal, scale, window):
         out = []
         for (a, b), (c, d) in zip(*[zip(x.tolist(), x[1:].tolist(), strict=False) for x in bounds], strict=True):
             n, m = b - a, d - c
@@ -253,8 +253,8 @@ def test_the_kernel_s_calls_equal_the_runs(attention, monkeypatch):
     q = torch.randn(1, 4, 21, 8, generator=g, dtype=torch.float64)
     k, v = (torch.randn(1, 2, 21, 8, generator=g, dtype=torch.float64) for _ in range(2))
     segments = Segments(lengths, prefix, attention)
-    got = module._cuda_attention(q, k, v, segments, None)
-    torch.testing.assert_close(got, module._runs_attention(q, k, v, segments, None, 0.0), rtol=0, atol=1e-12)
+    got = module._cuda_attention(q, k, v, segments, None, None)
+    torch.testing.assert_close(got, module._runs_attention(q, k, v, segments, None, 0.0, None), rtol=0, atol=1e-12)
 
 
 @pytest.mark.gpu
@@ -270,7 +270,10 @@ def test_the_kernel_equals_the_runs_on_a_gpu(attention):
     segments = Segments(lengths, prefix, attention)
     weight = torch.randn(1, 201, 4, 64, device="cuda")
     found = []
-    for out in (module._cuda_attention(q, k, v, segments, None), module._runs_attention(q, k, v, segments, None, 0.0)):
+    for out in (
+        module._cuda_attention(q, k, v, segments, None, None),
+        module._runs_attention(q, k, v, segments, None, 0.0, None),
+    ):
         found.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
     for a, b in zip(*found, strict=True):
         assert float((a - b).float().norm() / b.float().norm()) < 2e-2

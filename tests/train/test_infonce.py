@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from math import log
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from omni2vec.data.relation import Relation, id_pair
 from omni2vec.data.types import Clock, Example, Item
 from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.negatives import Negatives, dense_index, spans
+from omni2vec.train.objectives.types import Contrastive
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -429,3 +431,16 @@ def test_vectors_of_other_rows_than_the_relations_are_refused() -> None:
         ours(InfoNCE(), plain(4), query[:3], docs, scale)
     with pytest.raises(ValueError, match=r"expected \(1,\)"):
         ours(InfoNCE(), plain(4), query, docs, torch.ones(2).double())
+
+
+def test_the_objective_of_the_documentation_is_one_and_learns() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[-1].split("```")[0], names)
+    hardest = names["Hardest"]()
+    operands = vectors(Relation.of(plain(6), ["a"]))
+    result = hardest.contrast(*operands[:2], Relation.of(plain(6), ["a"]), operands[2], CLOCK)
+    assert isinstance(hardest, Contrastive)
+    assert result.count == 6
+    assert 0 < float(result.sum.detach()) < float(ours(InfoNCE(), plain(6), *operands)[0].detach())
+    assert float(grads(result.sum, operands)[0].abs().max()) > 0

@@ -207,7 +207,7 @@ def test_rows_that_cannot_be_decoded_are_skipped_counted_and_limited(folder, tmp
 def test_what_the_limits_shrink_and_cut_is_counted_by_source(folder, tmp_path):
     from omni2vec.data.types import Limits
 
-    tight = Limits(max_tokens=34, max_pixels=9216, min_pixels=576)
+    tight = Limits(max_tokens=30, max_pixels=9216, min_pixels=576)
     small(folder, steps=1, batch=24, limits=tight).make(tmp_path, nowhere)
     (done,) = [r for r in read_log(tmp_path / "log.jsonl") if "loss" in r]
     assert done["shrunk"]["rows"] > 0
