@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,9 +17,12 @@ from ..data.chunks import plan
 from ..data.types import Blob, Item, Part, Prompted, Text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .embedder import Embedder
 
 WINDOW = 8192  # prompts that are counted and sorted together
+_LINE_EVERY_S = 15.0  # where there is no terminal
 SUFFIXES = {
     ".jpg": "image", ".jpeg": "image", ".png": "image", ".webp": "image", ".gif": "image", ".bmp": "image",
     ".tif": "image", ".tiff": "image", ".mp4": "video", ".mov": "video", ".mkv": "video", ".webm": "video",
@@ -64,23 +69,36 @@ def _window(embedder: Embedder, prompts: Sequence[Prompted], budget: int, out: T
             advance(len(chunk.entries))
 
 
-def _bar(label: str, total: int) -> Any:
-    """A context manager giving `advance(n)`: a bar on a terminal, nothing without a label."""
-    from contextlib import contextmanager
+@contextmanager
+def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives `advance(n)`: a bar on a terminal, a line now and then elsewhere, nothing without a label."""
+    from rich.console import Console
 
-    @contextmanager
-    def bar() -> Any:
-        if not label:
-            yield lambda n: None
-            return
+    console = Console(stderr=True)
+    if not label:
+        yield lambda n: None
+    elif console.is_terminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, transient=True) as shown:
+        with Progress(*columns, transient=True, console=console) as shown:
             task = shown.add_task(label, total=total)
             yield lambda n: shown.advance(task, n)
+    else:
+        yield _lines(label, total, console)
 
-    return bar()
+
+def _lines(label: str, total: int, console: Console) -> Callable[[int], None]:
+    done, said = 0, time.monotonic()
+
+    def advance(n: int) -> None:
+        nonlocal done, said
+        done += n
+        if time.monotonic() - said > _LINE_EVERY_S:
+            said = time.monotonic()
+            console.print(f"{label} {done:,}/{total:,}", markup=False, highlight=False)
+
+    return advance
 
 
 def as_items(inputs: Any) -> tuple[list[Item], bool]:
