@@ -8,58 +8,18 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from omni2vec.data.relation import Relation, id_pair
-from omni2vec.data.types import Clock, Example, Item
+from omni2vec.data.relation import Relation
+from omni2vec.data.types import Clock, Example
 from omni2vec.train.objectives.infonce import InfoNCE
-from omni2vec.train.objectives.negatives import Negatives, dense_index, spans
 from omni2vec.train.objectives.types import Contrastive
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from .rows import mixed, plain, row, vectors
 
 CLOCK = Clock(step=0, progress=0.0, seed=0)
-NO = float("-inf")
-
-
-def row(
-    query: str, positives: str, negatives: str = "", known: str = "", label: str = "", source: str = "a"
-) -> Example:
-    """Ids are single words; the Items are what their ids say."""
-    items = [tuple(Item((), given_id=i) for i in text.split()) for text in (positives, negatives)]
-    return Example("k", source, "retrieval", Item((), given_id=query), *items, known=tuple(known.split()), label=label)
-
-
-def plain(count: int) -> list[Example]:
-    return [row(f"q{i}", f"d{i}") for i in range(count)]
-
-
-def mixed(count: int = 23) -> list[Example]:
-    """One of everything: several positives, none, hard negatives, shared answers, equal queries, own Items, classes."""
-    rows = [
-        row(
-            f"q{i - 11 * (i == 17)}",  # rows 6 and 17 ask the same
-            " ".join([f"d{i if i % 7 else 100}"] + [f"e{i}.{k}" for k in range(i % 3)]),  # 0, 7, 14, 21 share an answer
-            " ".join(f"n{i}.{k}" for k in range(i % 4)),
-            known=f"d{(5 * i + 1) % count} n{i + 1}.0 far{i}",
-            label=["", "red", "blue"][i % 3],
-            source="ab"[i % 5 == 0],
-        )
-        for i in range(count)
-    ]
-    rows[3] = row("q3", "d3", "d3 q3 d4 q9", label="red")  # given negatives that are right after all, or itself
-    rows[8] = row("q8", "q9 d8", "n8", source="b")  # an answer that is another row's query
-    rows[12] = row("q12", "", "n12", label="blue")  # nothing to find
-    return rows
-
-
-def vectors(relation: Relation, dim: int = 5, seed: int = 0) -> list[Tensor]:
-    torch.manual_seed(seed)
-    sizes = [len(relation.query_id), len(relation.doc_id)]
-    made = [F.normalize(torch.randn(n, dim, dtype=torch.float64), dim=-1) for n in sizes]
-    return [t.requires_grad_() for t in (*made, torch.tensor([7.0], dtype=torch.float64))]
 
 
 def reference(o: InfoNCE, examples: list[Example], query: Tensor, docs: Tensor, scale: Tensor) -> tuple[Tensor, int]:
@@ -115,7 +75,7 @@ def test_value_and_gradients_equal_the_definition_for_every_option(options: dict
     operands = vectors(Relation.of(examples, ["a", "b"]))
     expected, count = reference(InfoNCE(**options), examples, *operands)
     wanted = grads(expected, operands)
-    for tile in (3, 8, 1024):
+    for tile in (3, 1024):
         loss, ours_count = ours(InfoNCE(**options, tile=tile), examples, *operands)
         assert ours_count == count == 22
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
@@ -192,8 +152,8 @@ def test_hard_negatives_shared_and_own_agree_for_one_query() -> None:
 def test_shared_hard_negatives_cost_more_than_own_ones() -> None:
     examples = [row(f"q{i}", f"d{i}", f"n{i}") for i in range(8)]
     operands = vectors(Relation.of(examples, ["a"]))
-    shared, own = (float(ours(InfoNCE(negatives=n), examples, *operands)[0]) for n in ("shared", "own"))  # type: ignore[arg-type]
-    assert shared > own + 1
+    shared, own = (ours(InfoNCE(negatives=n), examples, *operands)[0] for n in ("shared", "own"))  # type: ignore[arg-type]
+    assert float((shared - own).detach()) > 1
 
 
 @pytest.mark.parametrize("both", [False, True])
@@ -273,9 +233,8 @@ def test_sources_that_do_not_meet_add_up() -> None:
     apart = ours(InfoNCE(both=True), first, query[:5], docs[:5], scale)[0]
     apart = apart + ours(InfoNCE(both=True), second, query[5:], docs[5:], scale)[0]
     torch.testing.assert_close(together, apart, rtol=1e-13, atol=0)
-    assert (
-        float(ours(InfoNCE(both=True, across_sources=True), first + second, query, docs, scale)[0]) > float(apart) + 1
-    )
+    across = ours(InfoNCE(both=True, across_sources=True), first + second, query, docs, scale)[0]
+    assert float((across - apart).detach()) > 1
 
 
 def test_several_positives_have_their_optimum_at_zero() -> None:
@@ -343,73 +302,6 @@ def test_without_gradients_the_value_is_the_same() -> None:
             without = ours(InfoNCE(both=both), mixed(), *operands)[0]
         assert not without.requires_grad
         assert torch.equal(without, with_grad.detach())
-
-
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation returned."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(t, Tensor):
-                self.numel = max(self.numel, t.numel())
-        return out
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"both": True}, {"mask_labels": True, "across_sources": True}, {"both": True, "mask_labels": True}],
-    ids=str,
-)
-@pytest.mark.parametrize("answers", ["distinct", "two"])
-def test_no_tensor_is_larger_than_a_tile_or_the_operands(options: dict[str, Any], answers: str) -> None:
-    """With two answers in all, half of the matrix is masked: the list of what is masked is bounded as well."""
-    count, dim, tile = 1024, 4, 32
-    examples = [
-        row(f"q{i}", f"d{i if answers == 'distinct' else i % 2}", label=str(i % 9), source="ab"[i % 2])
-        for i in range(count)
-    ]
-    relation = Relation.of(examples, ["a", "b"])
-    query, docs, scale = vectors(relation, dim)
-    allowed = max(tile * tile, tile // 8 * count, 2 * 3 * count)  # 6,144 of 1,048,576; ids are two numbers each
-    with Largest() as seen:
-        InfoNCE(**options, tile=tile).contrast(query, docs, relation, scale, CLOCK).sum.backward()
-    assert seen.numel <= allowed
-    with Largest() as naive:
-        F.cross_entropy(scale * query @ docs.T, torch.arange(count)).backward()
-    assert naive.numel == count * count  # the measure sees such an array where there is one
-
-
-def test_blocks_cover_every_row_once_and_hold_a_bounded_number_of_logits() -> None:
-    relation = Relation.of(plain(1000), ["a"])
-    index = Negatives.of(relation, shared=True, in_batch=True, mask_labels=False, across_sources=False)
-    for tile in (1, 7, 64, 5000):
-        blocks = list(index.blocks(tile))
-        assert [i for b in blocks for i in range(b.rows.start, b.rows.stop)] == list(range(1000))
-        assert [i for b in blocks for i in range(b.positives.start, b.positives.stop)] == list(range(1000))
-        assert max(b.rows.stop - b.rows.start for b in blocks) * 1000 <= max(tile * tile, tile / 8 * 1000, 1000)
-
-
-def test_pairs_share_an_index_when_both_halves_agree() -> None:
-    pairs = np.array([[1, 2], [1, 3], [2, 2], [1, 2], [-5, 2**62], [2, 2]])
-    index = dense_index(pairs)
-    assert [np.flatnonzero(index == index[k]).tolist() for k in range(6)] == [
-        [0, 3],
-        [1],
-        [2, 5],
-        [0, 3],
-        [4],
-        [2, 5],
-    ]
-    assert int(index.max()) < 6
-    assert id_pair("a") != id_pair("b")
-
-
-def test_spans_lists_ranges_one_after_the_other() -> None:
-    which, index = spans(np.array([5, 9, 0]), np.array([3, 0, 2]))
-    assert (which.tolist(), index.tolist()) == ([0, 0, 0, 2, 2], [5, 6, 7, 0, 1])
 
 
 @pytest.mark.parametrize(
