@@ -119,6 +119,25 @@ def test_gradients_equal_those_of_the_stock_padded_batch(family: str, tok: Any) 
             torch.testing.assert_close(ours[name].grad, p.grad, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("family", ["Qwen3", "Bert", "ModernBert", "Gemma2"])
+def test_checkpointed_gradients_equal_plain_ones(family: str, tok: Any) -> None:
+    """The segments reach every block again when it is recomputed."""
+    model = embedder(family, tok, pooling="mean").train()
+    prompts = [Prompted(Item.text(t)) for t in texts()]
+    inputs = model.format.collate(prompts, [model.limits] * len(prompts))
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        torch.manual_seed(0)  # dropout
+        model(inputs).vectors[:, 0].sum().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    plain = gradient()
+    model.base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert torch.equal(gradient(), plain)
+    assert float(plain.abs().max()) > 0
+
+
 @pytest.mark.parametrize("family", ["Qwen2", "Llama", "Gemma2"])
 def test_answers_give_the_stock_model_s_own_loss(family: str, tok: Any) -> None:
     """Packed, logits at labelled positions only, against the stock model's `labels`, one conversation at a time."""
