@@ -12,18 +12,10 @@ from typing import Any
 
 from .. import __version__
 from ..model.embedder import Embedder
+from ..model.layouts import LEGACY
 from ..model.template import Template
 
 POOLING = {"last": "lasttoken", "mean": "mean", "weighted": "weightedmean", "cls": "cls"}
-# The one-of-six form: text-embeddings-inference requires the first and the third, vLLM before 2026-08 reads no other.
-LEGACY = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 
 
 def reason(embedder: Embedder) -> str:
@@ -46,8 +38,8 @@ def reason(embedder: Embedder) -> str:
             return f"its parts stand as {', '.join(template.order)}, and sentence-transformers keeps any order"
     elif template.placeholders:
         return "its prompts have pictures but no chat template, and sentence-transformers places no placeholders"
-    elif template.tail or template.joint:
-        return "its raw text is joined or ended by texts that sentence-transformers does not add"
+    elif template.tail:
+        return "its raw text has a tail, which sentence-transformers does not add"
     return ""
 
 
@@ -136,6 +128,7 @@ def _config(embedder: Embedder, path: Path) -> None:
     """Keys that other readers look for. transformers obeys is_causal from 5.2, and with it sentence-transformers."""
     config = json.loads(path.read_text(encoding="utf-8"))
     settings = embedder.settings
+    config.pop("auto_map", None)  # of code that is not in this folder
     if settings.matryoshka:
         config |= {"is_matryoshka": True, "matryoshka_dimensions": sorted(settings.matryoshka)}  # vLLM
     decoder = embedder.template.image or config.get("is_causal") is not None
@@ -156,6 +149,7 @@ def _module_files(embedder: Embedder) -> dict[str, Any]:
         "embedding_dimension": embedder.width,
         "pooling_mode": mode,
         "include_prompt": True,
+        # text-embeddings-inference requires the first and the third; vLLM before 2026-08 reads nothing else.
         **{key: old == mode for key, old in LEGACY.items()},
     }
     query, target = prompt(template, template.query), prompt(template, template.target)

@@ -21,14 +21,12 @@ if TYPE_CHECKING:
 
 Pooling = Literal["last", "mean", "weighted", "cls"]
 _POOLING: dict[str, Pooling] = {"lasttoken": "last", "mean": "mean", "weightedmean": "weighted", "cls": "cls"}
-_LEGACY = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
+LEGACY = {  # one of six booleans, as sentence-transformers wrote it before 5.4
+    "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max", "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
+    "pooling_mode_weightedmean_tokens": "weightedmean", "pooling_mode_lasttoken": "lasttoken",
+}  # fmt: skip
+_KNOWN_LIMITS = ("qwen3_vl_embedding", "gme")  # set by the originals' code, whatever the processor's files say
 _ENCODERS = ("bert", "roberta", "mpnet", "electra", "deberta", "distilbert", "xlm-roberta", "xlm", "albert", "esm")
 
 
@@ -193,7 +191,8 @@ def _sentence_transformers(folder: Path, processor: Any, known: Layout) -> Layou
     modalities = bert.get("modality_config", {})
     if "message" in modalities:  # then every input goes through the chat template, and a prompt is the system turn
         chat = bert.get("processing_kwargs", {}).get("chat_template", {})
-        template = replace(known.template, generation=bool(chat.get("add_generation_prompt", False)))
+        # Nothing is added behind a chat template there: a tail, if any, is inside.
+        template = replace(known.template, generation=bool(chat.get("add_generation_prompt", False)), tail="")
     else:
         template = Template.of(
             getattr(processor, "tokenizer", processor),
@@ -210,7 +209,7 @@ def _sentence_transformers(folder: Path, processor: Any, known: Layout) -> Layou
     settings = _json(folder / "config_sentence_transformers.json")
     template = _prompts(template, settings)
     config = _json(folder / "config.json")
-    limits = layout.limits
+    limits = layout.limits if known.name in _KNOWN_LIMITS else _pixels(processor, layout.limits)
     if bert.get("max_seq_length"):
         limits = replace(limits, max_tokens=int(bert["max_seq_length"]))
     return replace(
@@ -219,6 +218,19 @@ def _sentence_transformers(folder: Path, processor: Any, known: Layout) -> Layou
         attention=_attention(config) if config else layout.attention,
         limits=limits,
         truncate=int(settings.get("truncate_dim") or 0),
+    )
+
+
+def _pixels(processor: Any, limits: Limits) -> Limits:
+    """The bounds that the folder's own processor keeps pictures and clips in."""
+    size = getattr(getattr(processor, "image_processor", None), "size", None) or {}
+    clips = getattr(processor, "video_processor", None)
+    return replace(
+        limits,
+        min_pixels=int(size.get("shortest_edge") or limits.min_pixels),
+        max_pixels=int(size.get("longest_edge") or limits.max_pixels),
+        fps=float(getattr(clips, "fps", None) or limits.fps),
+        max_frames=int(getattr(clips, "max_frames", None) or limits.max_frames),
     )
 
 
@@ -233,7 +245,7 @@ def _pooling(folder: Path, layout: Layout) -> Layout:
         elif kind == "Pooling":
             path = where / "config.json"
             found = _json(path)
-            modes = found.get("pooling_mode") or [m for key, m in _LEGACY.items() if found.get(key)] or ["mean"]
+            modes = found.get("pooling_mode") or [m for key, m in LEGACY.items() if found.get(key)] or ["mean"]
             modes = [modes] if isinstance(modes, str) else list(modes)
             if len(modes) != 1 or modes[0] not in _POOLING:
                 raise DataError(f"{path}: pooling {'+'.join(modes)}; omni2vec pools by one of {', '.join(_POOLING)}")
