@@ -18,6 +18,11 @@ SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
     "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
+# What stands between the turns of a conversation, one token each: a short caption would else be half template. The
+# text is ChatML to the byte.
+TURNS = (
+    "<|im_start|>system\n", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n",
+)  # fmt: skip
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
@@ -39,14 +44,14 @@ def tokenizer(texts: Iterable[str], vocabulary: int = 2048, length: int = 4096) 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     roles = ["system", "user", "assistant"] * 1000  # in every prompt, in no text: one token each, not eight
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary, special_tokens=[*SPECIAL, *TURNS], initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(chain(roles, texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(SPECIAL),
+        additional_special_tokens=[*SPECIAL, *TURNS],
         padding_side="left",
         chat_template=CHAT,
         model_max_length=length,

@@ -69,7 +69,7 @@ def test_the_longest_text_is_cut_at_its_end_and_the_template_s_tail_stays(embedd
 
 def test_two_long_texts_are_cut_alike(embedder):
     item = Item((Text(" circle" * 60), Text(" square" * 40)))
-    text = text_of(embedder, segment(embedder, item, max_tokens=90))
+    text = text_of(embedder, segment(embedder, item, max_tokens=70))
     assert abs(text.count(" circle") - text.count(" square")) <= 1
     assert text.count(" circle") > 10
 
@@ -84,7 +84,7 @@ def test_the_oldest_behaviour_is_cut_first(embedder):
 
 def test_media_alone_beyond_the_limit_is_an_error_that_names_the_key(embedder):
     with pytest.raises(DataError, match=r"key k/1: .*raise Limits.max_tokens"):
-        segment(embedder, mixed(6)[3], max_tokens=20, **WIDE)
+        segment(embedder, mixed(6)[3], max_tokens=10, **WIDE)
 
 
 def test_limits_hold_for_many_items_and_sizes(embedder):
