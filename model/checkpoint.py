@@ -28,10 +28,10 @@ ADAPTER = "adapter_config.json"
 
 
 def snapshot(path: str | Path) -> Path:
-    """A local folder, or the snapshot of a hub repository."""
+    """A local folder (absolute: an adapter records where its base lies), or the snapshot of a hub repository."""
     folder = Path(path)
     if folder.is_dir():
-        return folder
+        return folder.absolute()
     if folder.is_absolute() or str(path).startswith(".") or str(path).count("/") != 1:
         raise FileNotFoundError(
             f"no model folder {path}; give a folder with config.json, or a hub name such as org/model"
@@ -163,6 +163,11 @@ def save(embedder: Embedder, folder: Path) -> Path:
     """See Embedder.save. An existing folder is replaced only once the new one is whole."""
     from safetensors.torch import save_file
 
+    if embedder.adapter is not None and not embedder.adapter.active_peft_config.base_model_name_or_path:
+        raise ValueError(
+            f"{folder}: the adapter stands on weights that are in no folder (made or changed in memory), so it could "
+            "not be loaded again; save `omni2vec.model.lora.merged(embedder)`"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)

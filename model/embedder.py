@@ -241,6 +241,18 @@ class Embedder(nn.Module):
         return out[0] if single else out
 
 
+def remade(embedder: Embedder, settings: Settings, adapter: Any) -> Embedder:
+    """An Embedder over the same backbone, with other settings or another adapter. What was learned in pooling, head and
+    scale goes with it, where the settings leave its shape and meaning as they were."""
+    out = Embedder(embedder.backbone, embedder.template, settings, adapter).to(embedder.device)
+    wanted = {k: v.shape for k, v in out.state_dict().items() if not k.startswith("backbone.")}
+    if settings.scale != embedder.settings.scale:
+        del wanted["log_scale"]
+    learned = {k: v for k, v in embedder.state_dict().items() if k in wanted and v.shape == wanted[k]}
+    out.load_state_dict(learned, strict=False)
+    return out.train(embedder.training)
+
+
 def cut(vectors: Tensor, dim: int) -> Tensor:
     """The first `dim` components, unit length again."""
     return F.normalize(vectors[:, :dim], dim=-1)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -49,7 +50,7 @@ def encode(embedder: Embedder, prompts: Sequence[Prompted], *, progress: str = "
 
 
 def _window(embedder: Embedder, prompts: Sequence[Prompted], budget: int, out: Tensor, advance: Any) -> None:
-    fmt, limits, dim = embedder.format, embedder.limits, embedder.settings.dim
+    fmt, limits, dim = embedder.format, replace(embedder.limits, draft=False), embedder.settings.dim
     costs = fmt.count(prompts, [limits] * len(prompts))
     chunks = plan(costs, max(budget, *(c.tokens for c in costs), 1))[0]
 

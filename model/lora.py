@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .checkpoint import own_state
-from .embedder import Embedder
+from .embedder import Embedder, remade
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def attach(embedder: Embedder, lora: Lora) -> Embedder:
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen, bias="none"
     )
     adapter = get_peft_model(model, config)
-    return _again(embedder, adapter)
+    return remade(embedder, embedder.settings, adapter)
 
 
 def merged(embedder: Embedder) -> Embedder:
@@ -50,11 +49,7 @@ def merged(embedder: Embedder) -> Embedder:
     if embedder.adapter is None:
         return embedder
     embedder.adapter.merge_and_unload()
-    return _again(embedder, None)
-
-
-def _again(embedder: Embedder, adapter: Any) -> Embedder:
-    """An Embedder over the same backbone and new parts, with another adapter (the backbone was changed in place)."""
-    out = Embedder(embedder.backbone, embedder.template, embedder.settings, adapter).to(embedder.device)
-    out.load_state_dict(own_state(embedder), strict=False)
-    return out.train(embedder.training)
+    # An adapter that is attached next stands on weights that are in no folder: peft would name the old ones.
+    stock: Any = embedder.base.model
+    stock.name_or_path = stock.config._name_or_path = ""
+    return remade(embedder, embedder.settings, None)

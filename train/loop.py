@@ -14,6 +14,7 @@ import torch
 
 from ..data.loader import Loader, Plan
 from ..data.types import Clock, Where
+from ..model.lora import merged
 from ..model.types import Inputs
 from . import resume
 from .engine import Local
@@ -170,7 +171,10 @@ def _evaluate(stage: Stage, engine: Local, monitor: Monitor, state: State, where
 
 def _finish(engine: Local, out: Path) -> None:
     """The embedder's folder into `out`; then the checkpoints may go."""
-    whole = engine.embedder.eval().save(out / "final")
+    embedder = engine.embedder.eval()
+    if embedder.adapter is not None and not embedder.adapter.active_peft_config.base_model_name_or_path:
+        embedder = merged(embedder)  # it stands on an earlier adapter that was merged in: no folder holds its base
+    whole = embedder.save(out / "final")
     for file in whole.iterdir():
         file.replace(out / file.name)
     whole.rmdir()

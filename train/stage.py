@@ -115,7 +115,7 @@ class Stage:
 
     def load(self, where: Where) -> Embedder:
         """The model that this stage starts from, with its parts frozen and adapters attached."""
-        from ..model.embedder import freeze
+        from ..model.embedder import freeze, remade
         from ..model.lora import attach, merged
 
         path = self.model if isinstance(self.model, str) else where(self.model)
@@ -126,10 +126,10 @@ class Stage:
             scale=old.scale if self.scale is None else self.scale,
             pooling=old.pooling if self.pooling is None else self.pooling,
             attention=old.attention if self.attention is None else self.attention,
-            limits=old.limits if self.limits is None else self.limits,
+            limits=replace(old.limits if self.limits is None else self.limits, draft=False),  # a draft is for training
         )
         if settings != old:
-            embedder = Embedder(embedder.backbone, embedder.template, settings, embedder.adapter).to(embedder.device)
+            embedder = remade(embedder, settings, embedder.adapter)
         if self.lora is not None:
             embedder = attach(merged(embedder), self.lora)
         freeze(embedder, self.freeze)
@@ -142,7 +142,7 @@ class Stage:
             [feed.source.open(where) for feed in self.feeds],
             self.feeds,
             embedder.format,
-            embedder.limits,
+            self.limits or embedder.limits,
             batch=self.batch,
             sub_batch=self.sub_batch or self.batch,
             seed=self.seed,
