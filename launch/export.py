@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..model.backbones.text import TextFormat, TextLM
 from ..model.embedder import Embedder
 from ..model.layouts import LEGACY
 from ..model.template import Template
@@ -27,6 +28,8 @@ def reason(embedder: Embedder) -> str:
         return "the learned projection behind the pooling is a part of omni2vec alone"
     if embedder.adapter is not None:
         return "an adapter is loaded into the class it was trained in, and sentence-transformers loads another"
+    if settings.attention == "causal" and _natural(embedder) != "causal":
+        return "it attends causally, and the stock class both ways"
     if template.flat_positions:
         return "its media have plain positions, and the stock model gives them their own"
     if settings.mask_instruction:
@@ -131,14 +134,30 @@ def _config(embedder: Embedder, path: Path) -> None:
     config.pop("auto_map", None)  # of code that is not in this folder
     if settings.matryoshka:
         config |= {"is_matryoshka": True, "matryoshka_dimensions": sorted(settings.matryoshka)}  # vLLM
-    decoder = embedder.template.image or config.get("is_causal") is not None
+    natural = _natural(embedder)
     for part in (config, config.get("text_config")):
         if part is None:
             continue
         part.pop("is_causal", None)
-        if settings.attention != "causal" and decoder:
+        if settings.attention != "causal" and natural == "causal":
             part["is_causal"] = False
     write(path, config)
+
+
+def _natural(embedder: Embedder) -> str:
+    """How the stock class attends when it is left alone."""
+    backbone = embedder.backbone
+    return backbone.natural if isinstance(backbone, TextLM) else "causal"
+
+
+def _longest(embedder: Embedder) -> int:
+    """Tokens of the longest input: the limits', within the positions that a language model has."""
+    inside = embedder.backbone.format
+    return (
+        min(embedder.limits.max_tokens, inside.longest)
+        if isinstance(inside, TextFormat)
+        else embedder.limits.max_tokens
+    )
 
 
 def _module_files(embedder: Embedder) -> dict[str, Any]:
@@ -188,7 +207,7 @@ def _transformer(embedder: Embedder) -> dict[str, Any]:
         "transformer_task": "feature-extraction",
         "modality_config": modalities,
         "module_output_name": "token_embeddings",
-        "max_seq_length": embedder.limits.max_tokens,
+        "max_seq_length": _longest(embedder),
         "do_lower_case": False,
         "unpad_inputs": False,
     }

@@ -24,6 +24,7 @@ from ..model.lora import merged
 from .card import About, Scores, card
 from .export import export, reason, without_clips, write
 from .graph import Recipe
+from .push import REPO
 from .record import write as record
 from .verify import LEAST, Verified, reader_of, vectors, verify
 
@@ -125,7 +126,7 @@ class Release:
             notes=notes(embedder, verified, moved),
             record=record(Recipe(self.name, (self,))),
         )
-        reader = reader_of(out, title)
+        reader = reader_of(out, title if REPO.fullmatch(title) else "path/to/this/folder")
         (out / "README.md").write_text(card(embedder, reader, about, scores, verified), encoding="utf-8")
 
 

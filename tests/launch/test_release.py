@@ -14,8 +14,9 @@ from omni2vec.data.types import DataError, Item
 from omni2vec.launch.push import check
 from omni2vec.launch.release import Release
 from omni2vec.launch.verify import fresh, vectors, verify
-from omni2vec.model.backbones.tiny import Tiny, build
-from omni2vec.model.embedder import Embedder
+from omni2vec.model.backbones.text import TextLM
+from omni2vec.model.backbones.tiny import Tiny, build, tokenizer
+from omni2vec.model.embedder import Embedder, Settings
 from omni2vec.model.layouts import layout_of
 from omni2vec.model.lora import Lora, attach
 from omni2vec.model.template import Template
@@ -188,6 +189,53 @@ def test_every_layout_that_can_be_said_is_the_same_in_all_readers(tmp_path, kind
     verified = verify(out, vectors(embedder), run=here)
     assert set(verified.cosines) == READERS
     assert verified.least > 0.99999
+
+
+def words(family, template, **settings):
+    """A small language model as an embedder."""
+    import transformers as hf
+
+    tok = tokenizer(WORDS, 400)
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if family != "Bert":
+        sizes |= {"num_key_value_heads": 2, "head_dim": 12}
+    torch.manual_seed(0)
+    config = getattr(hf, f"{family}Config")(vocab_size=len(tok), max_position_embeddings=128, **sizes, pad_token_id=0)
+    model = (hf.AutoModel if family == "Bert" else hf.AutoModelForCausalLM).from_config(config).eval()
+    made = Template.of(tok, **template)
+    return Embedder(TextLM(model, tok, made), made, Settings(**settings)).eval()
+
+
+RAW = {"chat": "", "instruct": "front", "generation": False, "specials": True, "shot": ()}
+TEXTS = {
+    "an encoder with a prefix each side": (
+        "Bert",
+        {**RAW, "separator": "", "query": "query: ", "target": "passage: "},
+        {"pooling": "cls", "attention": "bidirectional"},
+    ),
+    "a decoder with framed instructions": (
+        "Qwen3",
+        {**RAW, "separator": "", "frame": "Instruct: {instruction}\nQuery:", "query": "Find it."},
+        {"pooling": "last"},
+    ),
+    "a decoder made an encoder": ("Qwen2", {}, {"pooling": "mean", "attention": "bidirectional"}),
+}
+
+
+@installed
+@pytest.mark.parametrize(("family", "template", "settings"), TEXTS.values(), ids=TEXTS)
+def test_language_models_are_the_same_in_all_readers(tmp_path, family, template, settings):
+    pytest.importorskip("sentence_transformers")
+    embedder = words(family, template, **settings)
+    out = released(embedder, tmp_path)
+    verified = verify(out, vectors(embedder), run=here)
+    assert set(verified.cosines) == READERS
+    assert verified.least > 0.99999
+    assert read(out / "sentence_bert_config.json")["max_seq_length"] == 128  # the model's positions, not our limit
+    (out / "omni2vec.json").unlink()
+    again = Embedder.load(out, device="cpu")
+    asked = {"instruction": embedder.template.query or "Find it."}
+    assert float(again.encode("a red circle", **asked) @ embedder.encode("a red circle", **asked)) > 0.99999
 
 
 @installed
