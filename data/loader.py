@@ -68,6 +68,7 @@ class Loader(Generic[T]):
     chunk. workers: processes (0: none). prefetch: chunks held ready at most. pin: page-locked memory, for CUDA.
     on_error: "raise", or "skip" a row that cannot be read (it is left out of the plan) or decoded (its segments stand
     in `failed` of their chunk); more than max_skipped such rows end the run. Plans are the same for any workers.
+    stretch: an item longer than the budget raises the budget of its step, instead of an error.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Loader(Generic[T]):
         stop: int | None = None,
         stage: str = "",
         skipped: Skipped | None = None,
+        stretch: bool = False,
     ) -> None:
         _check(rows, feeds, prefetch, on_error)
         self.names = tuple(r.name for r in rows)
@@ -98,7 +100,7 @@ class Loader(Generic[T]):
         self._work: Work[T] = Work(tuple(rows), tuple(feeds), format, own, seed, on_error == "skip")
         self._crew: Crew[Work[T]] = Pool(self._work, workers) if workers else Inline(self._work)
         self.budget, self.prefetch, self.pin, self.stage = budget, prefetch, pin, stage
-        self.max_skipped, self.start, self.stop = max_skipped, start, stop
+        self.max_skipped, self.start, self.stop, self.stretch = max_skipped, start, stop, stretch
         before = skipped or Skipped()
         self._counts, self._keys = Counter(before.sources), dict.fromkeys(before.keys)
 
@@ -217,13 +219,14 @@ def _plan(loader: Loader[T], step: int, measured: Sequence[Measured | Bad]) -> P
     slots = (*queries, *((q, k) for q, m in enumerate(rows) for k in range(1, len(m.costs))))
     costs = tuple(rows[q].costs[k] for q, k in slots)
     keys = tuple(m.example.key for m in rows)
+    budget = max(loader.budget, *(c.tokens for c in costs)) if loader.stretch else loader.budget
     return Plan(
         step=step,
         addresses=tuple(m.address for m in rows),
         keys=keys,
         relation=Relation.of([m.example for m in rows], loader.names),
         costs=costs,
-        chunks=plan(costs, loader.budget, keys=[keys[q] for q, _ in slots], stage=loader.stage)[0],
+        chunks=plan(costs, budget, keys=[keys[q] for q, _ in slots], stage=loader.stage)[0],
         groups=tuple(rows[q].address.source for q, _ in slots),
         slots=slots,
         bad=bad,

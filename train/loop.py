@@ -24,6 +24,7 @@ from .resume import State
 from .step import Memory, cached_step
 
 if TYPE_CHECKING:
+    from ..eval.types import Task
     from .stage import Stage
 
 _CAP = {"cuda": 16_384, "cpu": 4_096}  # tokens a chunk: beyond this a larger one is no faster, only larger
@@ -31,10 +32,13 @@ _CAP = {"cuda": 16_384, "cpu": 4_096}  # tokens a chunk: beyond this a larger on
 
 def run(stage: Stage, out: Path, where: Where) -> None:
     """Train `stage` and leave the embedder's folder in `out`."""
+    if resume.closed(out):  # killed between its end and the record of it
+        return
     torch.manual_seed(stage.seed)
     engine = stage.engine(stage.load(where))
     found = resume.existing(out)
     state = resume.load(engine, found[-1]) if found else State()
+    tasks = _tasks(stage, where)
     engine.embedder.train()
     if not state.chunk_tokens:
         state = _measured(stage, engine, where, state)
@@ -44,7 +48,7 @@ def run(stage: Stage, out: Path, where: Where) -> None:
     ):
         monitor.event(max(state.step - 1, 0), "start", {"memory": state.memory, "chunk_tokens": state.chunk_tokens})
         if not state.stopped:
-            _steps(stage, engine, loader, monitor, state, out, where)
+            _steps(stage, engine, loader, monitor, state, out, tasks)
     if stage.take == "best" and state.best is not None:
         resume.load_weights(engine, resume.path_of(out, state.best_step))
     _finish(engine, out)
@@ -76,7 +80,13 @@ def _measured(stage: Stage, engine: Local, where: Where, state: State) -> State:
 
 
 def _steps(
-    stage: Stage, engine: Local, loader: Loader[Inputs], monitor: Monitor, state: State, out: Path, where: Where
+    stage: Stage,
+    engine: Local,
+    loader: Loader[Inputs],
+    monitor: Monitor,
+    state: State,
+    out: Path,
+    tasks: Sequence[Task],
 ) -> None:
     bounds, began = stage.bounds(), time.perf_counter()
     memory: Memory = state.memory  # type: ignore[assignment]
@@ -110,7 +120,7 @@ def _steps(
             )
         )
         began = now
-        if _after(stage, engine, monitor, state, out, where):
+        if _after(stage, engine, monitor, state, out, tasks):
             break
 
 
@@ -127,11 +137,11 @@ def _count(names: Sequence[str], plan: Plan, marked: Sequence[bool]) -> dict[str
     return dict(found)
 
 
-def _after(stage: Stage, engine: Local, monitor: Monitor, state: State, out: Path, where: Where) -> bool:
+def _after(stage: Stage, engine: Local, monitor: Monitor, state: State, out: Path, tasks: Sequence[Task]) -> bool:
     """Evaluate and save where it is time; True to stop."""
     check, last = stage.validate, state.step == stage.steps
     if check is not None and (state.step % check.every == 0 or last):
-        score = _evaluate(stage, engine, monitor, state, where)
+        score = _evaluate(check.metric, engine, monitor, state, tasks)
         better = state.best is None or score > state.best + check.gain
         state.without_gain = 0 if better else state.without_gain + 1
         if better:
@@ -147,35 +157,43 @@ def _after(stage: Stage, engine: Local, monitor: Monitor, state: State, out: Pat
     return state.stopped
 
 
-def _evaluate(stage: Stage, engine: Local, monitor: Monitor, state: State, where: Where) -> float:
-    from ..eval.evaluate import evaluate
-    from ..eval.tasks.shards import tasks_from
+def _tasks(stage: Stage, where: Where) -> list[Task]:
+    """What `validate` scores on, read once. A metric that will not be there is refused before the first step."""
+    from ..eval.evaluate import tasks_of
 
     check = stage.validate
-    assert check is not None
+    if check is None:
+        return []
+    tasks = tasks_of(check.data, where, check.limit)
+    if check.metric != "mean" and check.metric not in (names := [t.name for t in tasks]):
+        raise ValueError(
+            f"stage {stage.name!r}: validate.metric={check.metric!r}; expected 'mean' or one of {', '.join(names)}"
+        )
+    return tasks
+
+
+def _evaluate(metric: str, engine: Local, monitor: Monitor, state: State, tasks: Sequence[Task]) -> float:
+    from ..eval.evaluate import evaluate
+
     with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
-        tasks = [t for source in check.data for t in tasks_from(source.open(where), limit=check.limit)]
         report = evaluate(engine.embedder, tasks, draws=2, progress=False)
     scores = {t.name: t.score.value for t in report.tasks}
     engine.embedder.train()
-    mean = sum(scores.values()) / len(scores)
-    monitor.event(state.step - 1, "evaluation", {**{k: round(v, 4) for k, v in scores.items()}, "mean": round(mean, 4)})
-    if check.metric == "mean":
-        return mean
-    if check.metric not in scores:
-        raise ValueError(
-            f"stage {stage.name!r}: validate.metric={check.metric!r}; expected 'mean' or one of {', '.join(scores)}"
-        )
-    return scores[check.metric]
+    scores["mean"] = sum(scores.values()) / len(scores)
+    monitor.event(state.step - 1, "evaluation", {k: round(v, 4) for k, v in scores.items()})
+    return scores[metric]
 
 
 def _finish(engine: Local, out: Path) -> None:
-    """The embedder's folder into `out`; then the checkpoints may go."""
+    """The embedder's folder into `out`; then the checkpoints may go. Killed on the way, it is done once more; killed
+    behind it, `finished` says so."""
     embedder = engine.embedder.eval()
     if embedder.adapter is not None and not embedder.adapter.active_peft_config.base_model_name_or_path:
         embedder = merged(embedder)  # it stands on an earlier adapter that was merged in: no folder holds its base
+    for leftover in out.glob("final*"):
+        shutil.rmtree(leftover)
     whole = embedder.save(out / "final")
     for file in whole.iterdir():
         file.replace(out / file.name)
     whole.rmdir()
-    shutil.rmtree(out / resume.FOLDER, ignore_errors=True)
+    resume.close(out)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.checkpoint import RECORD
 from .engine import Local
 
 FOLDER = "checkpoints"
@@ -35,7 +36,6 @@ class State:
     stopped: bool = False
     memory: str = ""
     chunk_tokens: int = 0
-    scores: dict[str, float] = field(default_factory=dict)  # step -> metric of the checkpoints that are kept
 
 
 def path_of(out: Path, step: int) -> Path:
@@ -123,3 +123,18 @@ def prune(out: Path, keep: int, state: State) -> None:
             gone = folder.with_name(folder.name + ".gone")
             folder.rename(gone)
             shutil.rmtree(gone)
+
+
+def close(out: Path) -> None:
+    """Remove the checkpoints of a stage whose output is whole. Renamed first: half of one must not look like one."""
+    gone = out / f"{FOLDER}.gone"
+    (out / FOLDER).rename(gone)
+    shutil.rmtree(gone)
+
+
+def closed(out: Path) -> bool:
+    """Whether `close` was reached: the output is whole, and there is nothing to resume."""
+    if not (out / RECORD).is_file() or (out / FOLDER).exists():
+        return False
+    shutil.rmtree(out / f"{FOLDER}.gone", ignore_errors=True)
+    return True

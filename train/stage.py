@@ -91,6 +91,10 @@ class Stage:
         if not self.feeds or self.steps < 1 or self.batch < 1:
             given = f"feeds={len(self.feeds)}, steps={self.steps}, batch={self.batch}"
             raise ValueError(f"stage {self.name!r}: {given}; expected 1 or more of each")
+        if self.save_every < 1 or self.keep < 0 or (self.validate and self.validate.every < 1):
+            given = f"save_every={self.save_every}, keep={self.keep}"
+            given += f", validate.every={self.validate.every}" if self.validate else ""
+            raise ValueError(f"stage {self.name!r}: {given}; expected 1 or more steps, and 0 or more checkpoints")
         if self.take == "best" and self.validate is None:
             raise ValueError(f"stage {self.name!r}: take='best' needs validate=Validate(...)")
 
@@ -156,6 +160,7 @@ class Stage:
             stop=self.steps,
             stage=self.name,
             skipped=Skipped(state.skipped_sources, tuple(state.skipped_keys)),
+            stretch=self.chunk_tokens == "auto",
         )
 
     def engine(self, embedder: Embedder) -> Local:

@@ -1,0 +1,135 @@
+"""The loop's edges: kills while it ends, items longer than what was measured, validation that is refused early."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from omni2vec import Embedder
+from omni2vec.data.mix import Feed
+from omni2vec.data.order import Order
+from omni2vec.data.shards import write_shards
+from omni2vec.data.sources import Shards
+from omni2vec.data.types import Example, Item
+from omni2vec.train import loop, resume
+from omni2vec.train.monitor import read_log
+from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.stage import Validate
+
+from ..model.small import tiny
+from .stages import stage
+
+
+def nowhere(step):
+    raise AssertionError(f"no step is needed, asked for {step}")
+
+
+class Killed(BaseException):
+    """What a kill is to the code that it ends: no handler sees it."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("loop")
+    rows = [Example(f"r/{i}", "r", "retrieval", Item.text(f"red {i}"), (Item.text(f"blue {i}"),)) for i in range(24)]
+    write_shards(rows, path / "rows")
+    last = (
+        Order((24,), (1.0,), 8, 8, seed=0).rows_of(2)[0].row
+    )  # drawn in the third batch, of which nothing is measured
+    rows[last] = replace(rows[last], query=Item.text("red circle " * 100))
+    write_shards(rows, path / "long")
+    tiny().save(path / "model")
+    return path
+
+
+def small(folder, rows="rows", **changes):
+    source = Shards(str(folder / rows), name="rows")
+    made = replace(stage(folder, "full"), feeds=(Feed(source),), objectives={"default": (InfoNCE(),)})
+    return replace(made, **{"steps": 3, "save_every": 1, **changes})
+
+
+def kill_in(monkeypatch, owner, name, call):
+    """The call-th call of `owner.name` is a kill; of rmtree, one that leaves half of what it was to remove."""
+    real, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        calls.append(0)
+        if len(calls) < call:
+            return real(*args, **kwargs)
+        if name == "rmtree":
+            for file in args[0].rglob("weights.safetensors"):
+                file.unlink()
+        raise Killed
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (Path, "replace", 4),  # amid the move of the files
+        (Path, "rmdir", 1),  # behind it
+        (Path, "rename", 2),  # before the checkpoints' removal
+        (shutil, "rmtree", 2),  # amid it
+        (loop, "_finish", 0),  # behind all, before the run records that the step is done
+    ],
+)
+def test_a_kill_while_the_output_is_put_in_place_costs_no_training(folder, tmp_path, monkeypatch, owner, name, call):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    for path in (out, whole):
+        path.mkdir()
+    made = small(folder)
+    made.make(whole, nowhere)
+    real = loop._finish
+
+    def finish(engine, at):
+        if call:
+            kill_in(monkeypatch, owner, name, call)
+        real(engine, at)
+        raise Killed
+
+    monkeypatch.setattr(loop, "_finish", finish)
+    with pytest.raises(Killed):
+        made.make(out, nowhere)
+    monkeypatch.undo()
+    records = len(read_log(out / "log.jsonl"))
+    made.make(out, nowhere)
+    assert Embedder.load(out).digest == Embedder.load(whole).digest
+    assert {p.name for p in out.iterdir()} == {p.name for p in whole.iterdir()}
+    log = read_log(out / "log.jsonl")
+    assert len([r for r in log if "loss" in r]) == 3
+    assert len(log) <= records + 1  # at most another "start": no step was trained again
+
+
+def test_an_item_longer_than_the_measured_chunk_gets_a_chunk_of_its_own(folder, tmp_path):
+    made = small(folder, "long", chunk_tokens="auto", memory="vectors", memory_gb=1e-5)
+    made.make(tmp_path, nowhere)
+    log = read_log(tmp_path / "log.jsonl")
+    assert log[0]["chunk_tokens"] < 100
+    assert len([r for r in log if "loss" in r]) == 3
+    with pytest.raises(ValueError, match="smaller than the longest item"):
+        replace(made, chunk_tokens=60).make(tmp_path / "fixed", nowhere)
+
+
+def test_two_validation_sources_with_tasks_of_one_name_both_count(folder, tmp_path):
+    data = tuple(Shards(str(folder / rows), name="same") for rows in ("rows", "long"))
+    small(folder, validate=Validate(data, every=3, limit=8)).make(tmp_path, nowhere)
+    (found,) = [r for r in read_log(tmp_path / "log.jsonl") if r.get("event") == "evaluation"]
+    assert len(set(found) - {"step", "event", "mean"}) == 2
+
+
+def test_a_metric_that_no_task_has_is_refused_before_the_first_step(folder, tmp_path):
+    rows = Shards(str(folder / "rows"), name="rows")
+    with pytest.raises(ValueError, match=r"validate.metric='hits'; expected 'mean' or one of rows"):
+        small(folder, validate=Validate((rows,), metric="hits")).make(tmp_path, nowhere)
+    assert not resume.existing(tmp_path)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_stage_that_could_never_save_or_validate_is_refused(folder):
+    with pytest.raises(ValueError, match="save_every=0"):
+        small(folder, save_every=0)
+    with pytest.raises(ValueError, match=r"validate\.every=0"):
+        small(folder, validate=Validate((), every=0))
