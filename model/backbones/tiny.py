@@ -21,7 +21,8 @@ SPECIAL = (
 # What stands between the turns of a conversation, one token each: a short caption would else be half template. The
 # text is ChatML to the byte.
 TURNS = (
-    "<|im_start|>system\n", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>system\n", "<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n",
 )  # fmt: skip
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -121,9 +122,9 @@ class Tiny:
     """The step that makes a small, random Qwen-VL embedder whose tokenizer is trained on the texts of `texts`.
 
     Sizes are in the language of the stock configurations: width and layers of the language model, vision and depth of
-    the tower. init: standard deviation of the weights; at this size the usual 0.02 gives collapsed vectors. mean, std: of
-    pixels, 0 to 1; std 0: the family's own. Where pictures have a common background, make it the mean: else it is most
-    of what a random tower sees, and all pictures get one vector (mean cosine .95 on the synthetic world, .52 so).
+    the tower. init: standard deviation of the weights; at this size the usual 0.02 gives collapsed vectors.
+    mean, std: of pixels, 0 to 1; std 0: the family's own. Where pictures share a background, make it the mean: else it
+    is most of what a random tower sees, and all pictures get one vector (mean cosine .95 on the synthetic world, .52 so).
     """
 
     texts: tuple[Source, ...]
