@@ -263,7 +263,7 @@ def _prompts(template: Template, settings: Mapping[str, Any]) -> Template:
     prompts = settings.get("prompts") or {}
     default = prompts.get(settings.get("default_prompt_name") or "", "")
     query = prompts.get("query") or default
-    target = prompts.get("document") or prompts.get("passage") or default
+    target = next((prompts[k] for k in ("document", "passage", "corpus") if k in prompts), default)
     if template.chat:
         return replace(template, query=query or template.query, target=target or template.target)
     framed = re.fullmatch(r"(Instruct: )(.+)(\s*\nQuery: ?)", query, flags=re.DOTALL)
