@@ -123,8 +123,8 @@ class Tiny:
 
     Sizes are in the language of the stock configurations: width and layers of the language model, vision and depth of
     the tower. init: standard deviation of the weights; at this size the usual 0.02 gives collapsed vectors.
-    mean, std: of pixels, 0 to 1; std 0: the family's own. Where pictures share a background, make it the mean: else it
-    is most of what a random tower sees, and all pictures get one vector (mean cosine .95 on the synthetic world, .52 so).
+    mean, std: of pixels, 0 to 1; std 0: the family's own. If pictures share a background, make it the mean: else it is
+    most of what a random tower sees, and all pictures get one vector (mean cosine .95 on the synthetic world; .52 so).
     """
 
     texts: tuple[Source, ...]
