@@ -71,8 +71,9 @@ class Towers:
 
     features: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)  # "image": (features, deepstack 0, 1, ...)
 
-    def detach(self) -> Towers:
-        return Towers({k: tuple(t.detach() for t in v) for k, v in self.features.items()})
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for v in self.features.values() for t in v)
 
 
 @dataclass

@@ -72,6 +72,9 @@ class Local:
         self.clip = clip
         self.optimizer = optimizer.build(embedder.parts())
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        moved = {id(p) for p in self.parameters}
+        for p in embedder.parameters():  # those of a rate of 0: a gradient that nothing clears would add up for ever
+            p.requires_grad_(id(p) in moved)
 
     @property
     def device(self) -> torch.device:
@@ -120,5 +123,6 @@ class Local:
         applied = bool(torch.isfinite(torch.tensor(norm)))
         if applied:
             self.optimizer.step()
+            self.embedder.bound_scale()
         self.optimizer.zero_grad(set_to_none=True)
         return Updated(norm, lr, applied)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,12 +64,32 @@ def free_bytes(device: torch.device) -> int:
     """Memory free now on the device, or on the machine for a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    from pathlib import Path
+    free = _machine_bytes(Path("/proc/meminfo"))
+    limit = _container_bytes(Path("/sys/fs/cgroup"))
+    return free if limit is None else min(free, limit)
 
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
+
+def _machine_bytes(meminfo: Path) -> int:
+    for line in meminfo.read_text().splitlines() if meminfo.exists() else []:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 4 << 30
+
+
+def _container_bytes(group: Path) -> int | None:
+    """What the container's own limit (cgroup 2, or 1) leaves; None where there is none. File caches count as free."""
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limit, now = (group / most).read_text().strip(), int((group / used).read_text())
+            stat = dict(line.split() for line in (group / used).with_name("memory.stat").read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit():
+            return max(int(limit) - now + int(stat.get("inactive_file", 0)), 0)
+    return None
 
 
 def choose(footprint: Footprint, tokens: int, budget: int, device: torch.device, host_budget: int) -> Memory:

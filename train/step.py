@@ -88,7 +88,8 @@ def cached_step(
 ) -> Done:
     """Leave in the parameters the gradient of the whole batch's loss. The caller updates.
 
-    again: reads and collates a chunk once more; with memory "vectors", chunks beyond `host_bytes` are not kept.
+    again: reads and collates a chunk once more. With memory "vectors", at most `host_bytes` of chunks are kept between
+    the passes, and as much of what frozen towers gave; the rest is read, and seen, again.
     """
     local = local_terms(bounds)
     with engine.autocast():
@@ -135,7 +136,8 @@ def _first_pass(
     found: list[tuple[Tensor, Tensor]] = []
     kept: list[_Chunk] = []
     failed: set[int] = set()
-    scale, held = torch.ones(1), 0
+    scale, held, seen = torch.ones(1), 0, 0
+    frozen = engine.towers_frozen()
     for chunk, inputs in zip(plan.chunks, chunks, strict=True):
         entries = torch.tensor(chunk.entries)
         failed |= {chunk.entries[s] for s in inputs.failed}
@@ -148,8 +150,9 @@ def _first_pass(
             state.rng = _rng(engine.device)
             with torch.no_grad():
                 encoded = engine.embed(inputs)
-            if engine.towers_frozen():
-                state.towers = encoded.towers
+            if frozen and encoded.towers is not None:
+                seen += encoded.towers.nbytes
+                state.towers = encoded.towers if seen <= host_bytes else None
             held += inputs.nbytes
             state.inputs = inputs if held <= host_bytes else None
         found.append((entries.to(encoded.vectors.device), encoded.vectors.detach()[: len(entries)]))

@@ -5,7 +5,7 @@ import torch
 from omni2vec.data.types import Prompted
 from omni2vec.model.lora import Lora, attach
 from omni2vec.train.engine import Local
-from omni2vec.train.memory import Footprint, choose, measure, saved_bytes
+from omni2vec.train.memory import Footprint, _container_bytes, choose, measure, saved_bytes
 from omni2vec.train.optim import AdamW
 
 from ..model.small import mixed, tiny
@@ -61,3 +61,18 @@ def test_the_fastest_plan_that_fits_is_chosen(budget, device, expected):
 
 def test_without_room_on_the_host_vectors_alone_are_kept():
     assert choose(Footprint(10.0, 1.0), 100, 99, torch.device("cuda"), 99) == "vectors"
+
+
+@pytest.mark.parametrize(
+    ("most", "used"),
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)
+def test_a_container_has_what_its_limit_leaves(tmp_path, most, used):
+    (tmp_path / "memory").mkdir()
+    assert _container_bytes(tmp_path) is None
+    (tmp_path / most).write_text("1000\n")
+    (tmp_path / used).write_text("700\n")
+    (tmp_path / used).with_name("memory.stat").write_text("anon 600\ninactive_file 50\n")
+    assert _container_bytes(tmp_path) == 350
+    (tmp_path / most).write_text("max\n")
+    assert _container_bytes(tmp_path) is None

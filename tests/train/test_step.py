@@ -145,6 +145,24 @@ def test_a_frozen_tower_runs_once_a_chunk(memory):
     assert model.base.model.tower_calls == sum("image" in c.towers for c in plan.chunks) > 1
 
 
+def test_what_a_frozen_tower_gave_is_kept_within_the_host_budget_and_seen_again_beyond_it():
+    model = embedder()
+    for p in model.base.groups()["tower"]:
+        p.requires_grad_(False)
+    _, expected, plan = stepped(model, 60, "vectors")
+    chunks = sum("image" in c.towers for c in plan.chunks)
+    engine = Local(model, AdamW())
+    calls = []
+    for room in (0, 600):  # bytes; two rows of 16 float64 a picture are 256
+        model.base.model.tower_calls = 0
+        with loader([rows()], budget=60) as batches:
+            cached_step(engine, plan, batches.chunks(plan), BOTH, CLOCK, "vectors", batches.again, host_bytes=room)
+        calls.append(model.base.model.tower_calls)
+        assert_same(gradients(model), expected, 1e-12)
+    assert calls[0] == 2 * chunks
+    assert chunks < calls[1] < 2 * chunks
+
+
 def test_objectives_are_normalised_by_their_own_sources():
     sources = [rows("a", seed=1), rows("b", seed=2)]
     model = embedder()
