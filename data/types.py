@@ -32,9 +32,12 @@ class Blob:
     def read(self) -> bytes:
         if not self.path:
             return self.data
-        with Path(self.path).open("rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.length)
+        try:
+            with Path(self.path).open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.length)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}; was it moved or removed since it was indexed?") from error
         if self.length >= 0 and len(data) != self.length:
             raise DataError(
                 f"{self.path}: {len(data)} bytes at offset {self.offset}, expected {self.length}; was it cut short?"

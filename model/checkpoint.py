@@ -135,6 +135,11 @@ def _adapter(backbone: Any, folder: Path) -> Any:
     """The adapter of `folder` around the backbone's stock model, in place."""
     from peft import PeftModel
 
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{folder}: adapter_config.json stands without adapter_model.safetensors; other files of weights may hold "
+            "code, so they are not read: convert them with peft, or copy the folder again"
+        )
     return PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=True)
 
 
@@ -205,13 +210,16 @@ def digest_of(embedder: Embedder) -> str:
 
 
 def digest_of_folder(path: str) -> str:
-    """Names what a model folder holds: the content of every JSON and safetensors file. A hub name stands for itself."""
+    """Names what a model folder holds: the content of every file that loading may read, those of modules in its
+    folders too. A hub name stands for itself."""
     folder = Path(path)
     if not folder.is_dir():
         return path
     h = blake2b(digest_size=16)
-    for file in sorted(f for f in folder.iterdir() if f.suffix in (".json", ".safetensors", ".jinja")):
-        h.update(file.name.encode())
+    read = (".json", ".safetensors", ".jinja", ".txt", ".model")
+    inside = (f for f in folder.rglob("*") if f.suffix in read and "checkpoints" not in f.relative_to(folder).parts)
+    for file in sorted(inside):
+        h.update(file.relative_to(folder).as_posix().encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 h.update(block)

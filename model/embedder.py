@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,9 @@ class Embedder(nn.Module):
         self.settings = settings
         self._adapter = (adapter,)  # in a tuple: its weights are the backbone's already, and must not be listed twice
         width = self.width
+        if not 0 <= settings.dim <= (settings.projection or width):
+            most = settings.projection or width
+            raise ValueError(f"dim={settings.dim}: vectors have {most} components; give 1 to {most}, or 0 for all")
         self.latent = pool.LatentAttention(width, settings.latents) if settings.pooling == "latent" else None
         self.head = nn.Linear(width, settings.projection, bias=False) if settings.projection else None
         # Shape (1,): engines that shard parameters refuse scalars.
@@ -140,7 +144,16 @@ class Embedder(nn.Module):
         """The inverse temperature, (1,)."""
         log = self.log_scale.float() if self.log_scale.dtype in (torch.float16, torch.bfloat16) else self.log_scale
         scale = self.settings.scale
-        return log.exp().clamp(max=scale.max) if isinstance(scale, Learned) else log.exp()
+        if isinstance(scale, Learned):  # clamped in value alone: at its maximum it must still feel what would lower it
+            log = log - (log - math.log(scale.max)).clamp(min=0).detach()
+        return log.exp()
+
+    def bound_scale(self) -> None:
+        """Bring a learned scale back to its maximum, after an update."""
+        scale = self.settings.scale
+        if isinstance(scale, Learned):
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(scale.max))
 
     @property
     def digest(self) -> str:
@@ -237,7 +250,9 @@ class Embedder(nn.Module):
         label = "embedding" if progress or (progress is None and len(items) > 256) else ""
         out = encode(self, self.prompts(items, side, instruction), progress=label, tokens=tokens)
         if dim is not None:
-            out = F.normalize(out[:, :dim], dim=-1)
+            if not 1 <= dim <= self.dim:
+                raise ValueError(f"dim={dim}: vectors have {self.dim} components; give 1 to {self.dim}")
+            out = cut(out, dim)
         return out[0] if single else out
 
 

@@ -131,7 +131,13 @@ def _part(kind: str, value: Any, where: str) -> Part:
     from ..data.parts import probe
 
     if kind == "text":
-        return Text(value.read_text() if isinstance(value, Path) else str(value))
+        if isinstance(value, Path):
+            return Text(value.read_text(encoding="utf-8"))
+        if not isinstance(value, str):
+            raise ValueError(
+                f"{where}: a text given as {type(value).__name__}; give a string or the path of a text file"
+            )
+        return Text(value)
     if kind not in _KINDS:
         raise ValueError(f"{where}: a part named {kind!r}; parts are text, image, video, audio")
     if isinstance(value, bytes):

@@ -215,6 +215,13 @@ def _check(template: Template, prompted: Prompted) -> None:
                 f"(its tokenizer knows {', '.join(known) or 'text alone'}); use a checkpoint that takes {kind}"
             )
         texts.extend(_texts(part))
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{_name(prompted)}: a text holds half of a character ({error.object[error.start]!a}), which no tokenizer "
+            "takes; repair it, as with text.encode(errors='replace').decode()"
+        ) from error
     for kind, token in known.items():
         if any(token in text for text in texts):
             raise DataError(

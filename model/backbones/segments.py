@@ -160,7 +160,7 @@ class Tokens:
         self, rendered: Sequence[Rendered], prompts: Sequence[Prompted], limits: Sequence[Limits]
     ) -> list[Segment]:
         """One Segment for each rendered prompt."""
-        media = [[self.family.fit(p, lim, 1.0) for p in r.media] for r, lim in zip(rendered, limits, strict=True)]
+        media = [self._fitted(r, p, lim) for r, p, lim in zip(rendered, prompts, limits, strict=True)]
         drafts = self._drafts(rendered, media, prompts)
         answers = [r.answer for r in rendered if r.answer]
         # Tokenised apart from the prompt, so that no answer can change a token of its prompt.
@@ -170,6 +170,12 @@ class Tokens:
             answer = next(spelled) if r.answer else []
             out.append(self._finish(self._shrink(draft, r, p, lim, len(answer)), answer, r, p, lim))
         return out
+
+    def _fitted(self, rendered: Rendered, prompt: Prompted, limits: Limits) -> list[Medium]:
+        try:
+            return [self.family.fit(part, limits, 1.0) for part in rendered.media]
+        except DataError as error:
+            raise DataError(f"key {prompt.key}: {error}") from error
 
     def _drafts(
         self, rendered: Sequence[Rendered], media: Sequence[list[Medium]], prompts: Sequence[Prompted]

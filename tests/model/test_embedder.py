@@ -8,6 +8,7 @@ import pytest
 import torch
 from omni2vec import Embedder
 from omni2vec.data.types import DataError, Item, Text
+from omni2vec.model.checkpoint import digest_of_folder
 from omni2vec.model.embedder import Fixed, Learned, cut, freeze
 from omni2vec.model.lora import Lora, attach, merged
 from PIL import Image
@@ -229,3 +230,50 @@ def test_the_record_is_plain_json(embedder, tmp_path):
     record = json.loads((tmp_path / "m" / "omni2vec.json").read_text())
     assert record["settings"]["pooling"] == "last"
     assert record["template"]["chat"]
+
+
+def test_more_components_than_there_are_is_an_error(embedder, tmp_path):
+    embedder.save(tmp_path / "m")
+    for dim in (65, -1, 0):
+        with pytest.raises(ValueError, match="vectors have 64 components; give 1 to 64"):
+            embedder.encode("a red circle", dim=dim)
+    with pytest.raises(ValueError, match="dim=65: vectors have 64 components"):
+        Embedder.load(tmp_path / "m", dim=65)
+
+
+@pytest.mark.parametrize("value", [None, 3, picture(np.random.default_rng(0), 20, 20)])
+def test_a_text_that_is_none_is_not_embedded_as_its_repr(embedder, value):
+    with pytest.raises(ValueError, match=f"input 0: a text given as {type(value).__name__}; give a string"):
+        embedder.encode({"text": value})
+
+
+def test_half_of_a_character_is_told_with_its_input(embedder):
+    with pytest.raises(DataError, match=r"input 1: a text holds half of a character \('\\ud800'\)"):
+        embedder.encode(["whole", "a \ud800 b"])
+
+
+def test_a_picture_that_is_too_long_is_told_with_its_input(embedder):
+    with pytest.raises(DataError, match=r"key input 1: .*longer than 200 times"):
+        embedder.encode(["whole", picture(np.random.default_rng(0), 1, 300)])
+
+
+def test_an_adapter_s_pickled_weights_are_not_read(embedder, tmp_path):
+    embedder.save(tmp_path / "base")
+    attach(Embedder.load(tmp_path / "base"), Lora(rank=2)).save(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"adapter_config.json stands without adapter_model.safetensors"):
+        Embedder.load(tmp_path / "adapter")
+
+
+def test_an_adapter_on_weights_that_are_in_no_folder_is_not_saved(embedder, tmp_path):
+    with pytest.raises(ValueError, match="stands on weights that are in no folder"):
+        attach(tiny(), Lora(rank=2)).save(tmp_path / "adapter")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_digest_of_a_folder_sees_its_modules_too(embedder, tmp_path):
+    folder = embedder.save(tmp_path / "m")
+    before = digest_of_folder(str(folder))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    assert digest_of_folder(str(folder)) != before

@@ -11,7 +11,7 @@ from omni2vec.data.mix import Feed
 from omni2vec.data.order import Order
 from omni2vec.data.shards import write_shards
 from omni2vec.data.sources import Shards
-from omni2vec.data.types import Example, Item
+from omni2vec.data.types import Blob, DataError, Example, Image, Item
 from omni2vec.train import loop, resume
 from omni2vec.train.monitor import read_log
 from omni2vec.train.objectives.infonce import InfoNCE
@@ -19,6 +19,7 @@ from omni2vec.train.stage import Validate
 
 from ..model.small import tiny
 from .stages import stage
+from .toy import ToyRows
 
 
 def nowhere(step):
@@ -133,3 +134,17 @@ def test_a_stage_that_could_never_save_or_validate_is_refused(folder):
         small(folder, save_every=0)
     with pytest.raises(ValueError, match=r"validate\.every=0"):
         small(folder, validate=Validate((), every=0))
+
+
+def test_a_medium_that_is_gone_since_it_was_indexed_is_skipped_and_counted(folder, tmp_path):
+    query = Item((Image(Blob(path=str(tmp_path / "gone.png"), length=9), 40, 40),), "gone")
+    rows = tuple(
+        Example(f"r/{i}", "rows", "retrieval", query if i == 3 else Item.text(f"red {i}"), (Item.text(f"blue {i}"),))
+        for i in range(8)
+    )
+    made = replace(small(folder), feeds=(Feed(ToyRows("rows", rows)),), steps=1)
+    with pytest.raises(DataError, match=r"gone.png: No such file or directory; was it moved or removed"):
+        made.make(tmp_path / "raise", nowhere)
+    replace(made, on_error="skip").make(tmp_path / "skip", nowhere)
+    (done,) = [r for r in read_log(tmp_path / "skip" / "log.jsonl") if "loss" in r]
+    assert (done["rows"], done["skipped_rows"]) == (7, 1)
