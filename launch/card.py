@@ -13,6 +13,7 @@ from ..eval.compare import compare
 from ..eval.report import markdown, summary
 from ..eval.stored import load as load_report
 from ..model.embedder import Embedder
+from .export import longest
 from .snippets import Reader
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def card(embedder: Embedder, reader: Reader, about: About, scores: Scores | None
         notes=about.notes,
         scores=_table(scores),
         bases=[r.model for r in scores.baselines] if scores else [],
+        digests=(scores.report.digest, scores.report.data) if scores else (),
         checked=checked,
         unchecked=unchecked,
         record=json.dumps(portable(about.record), indent=1, ensure_ascii=False) if about.record else "",
@@ -138,7 +140,7 @@ def _facts(embedder: Embedder, about: About) -> list[tuple[str, str]]:
         ("dimensions", _dimensions(embedder)),
         ("pooling", f"{settings.pooling}, {settings.attention} attention"),
         ("prompt", _prompt(embedder)),
-        ("longest input", f"{limits.max_tokens:,} tokens"),
+        ("longest input", f"{longest(embedder):,} tokens"),
         ("licence", about.license),
     ]
     if template.image:
@@ -159,7 +161,7 @@ def _prompt(embedder: Embedder) -> str:
     where = {"system": "in the system turn", "front": "in front of the text", "none": "nowhere"}[template.instruct]
     layout = "" if template.layout == "omni2vec" else f"layout {template.layout}, "
     turn = ", the assistant's turn opened" if template.generation else ""
-    default = f"; without one: “{template.query}”" if template.query else ""
+    default = f"; by default “{template.query}”" if template.query else ""
     return f"{layout}instruction {where}{turn}{default}"
 
 

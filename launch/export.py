@@ -150,7 +150,7 @@ def _natural(embedder: Embedder) -> str:
     return backbone.natural if isinstance(backbone, TextLM) else "causal"
 
 
-def _longest(embedder: Embedder) -> int:
+def longest(embedder: Embedder) -> int:
     """Tokens of the longest input: the limits', within the positions that a language model has."""
     inside = embedder.backbone.format
     return (
@@ -207,7 +207,7 @@ def _transformer(embedder: Embedder) -> dict[str, Any]:
         "transformer_task": "feature-extraction",
         "modality_config": modalities,
         "module_output_name": "token_embeddings",
-        "max_seq_length": _longest(embedder),
+        "max_seq_length": longest(embedder),
         "do_lower_case": False,
         "unpad_inputs": False,
     }

@@ -22,7 +22,7 @@ from ..model.checkpoint import ADAPTER, snapshot
 from ..model.embedder import Embedder
 from ..model.lora import merged
 from .card import About, Scores, card
-from .export import export, reason, without_clips, write
+from .export import export, longest, reason, without_clips, write
 from .graph import Recipe
 from .push import REPO
 from .record import write as record
@@ -132,11 +132,9 @@ class Release:
 
 def notes(embedder: Embedder, verified: Verified | None, moved: float = 1.0) -> tuple[str, ...]:
     """What a reader must know to get the same vectors. moved: cosine to the vectors before weights were rounded."""
-    template, limits = embedder.template, embedder.limits
-    out = [
-        f"Beyond {limits.max_tokens:,} tokens omni2vec shrinks pictures, then cuts the longest text; other readers cut "
-        "from the end or fail."
-    ]
+    template = embedder.template
+    shrinks = "shrinks pictures, then cuts the longest text" if template.image else "cuts the longest text"
+    out = [f"Beyond {longest(embedder):,} tokens omni2vec {shrinks}; other readers cut from the end or fail."]
     clips = verified.clips if verified else None
     if clips is not None and clips < LEAST:
         out.append(f"Clips: in omni2vec only. The stock processor feeds them otherwise (cosine {clips:.4f}).")
