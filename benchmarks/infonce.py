@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import median, pairs, peak_rss_mb, ratio_interval, record, reset_peak_rss, rss_mb, run
+from measure import RESULTS, median, pairs, peak_rss_mb, ratio_interval, record, reset_peak_rss, rss_mb, run
 from omni2vec.data.relation import Relation
 from omni2vec.data.types import Clock
 from omni2vec.train.objectives.infonce import InfoNCE
@@ -29,6 +29,9 @@ from torch import Tensor
 CASES = ("one_way", "symmetric", "masked_one_way", "masked_symmetric")
 DIM, SCALE = 128, 50.0
 LIMIT = 1e-5  # relative, float32
+SIZES = (4096, 16384, 65536)
+NAIVE_FITS = 16384  # rows; 65,536 would take 51 GB
+RECORD = RESULTS / "infonce.json"
 
 
 def batch(rows: int, masked: bool) -> tuple[list[Tensor], Relation]:
@@ -138,26 +141,30 @@ def alone(rows: int) -> dict[str, Any]:
     return out
 
 
-def main(quick: bool) -> None:
+def main(sizes: list[int], quick: bool) -> None:
     start = time.perf_counter()
     torch.set_num_threads(1)
+    kept = json.loads(RECORD.read_text()) if "--record" in sys.argv and RECORD.exists() else {}
     result: dict[str, Any] = {"dim": DIM, "scale": SCALE, "tile": InfoNCE().tile, "largest_difference": agreement(2048)}
-    if quick:
-        result["4096"] = largest = size(4096, CASES[:2], 15, start + 50)
-    else:
-        result["4096"] = size(4096, CASES, 15, start + 120)
-        result["16384"] = largest = size(16384, CASES[:2], 15, time.perf_counter() + 180)
-        result["65536"] = alone(65536)
-    for way, prefix in (("one_way", ""), ("symmetric", "symmetric_")):
+    result |= {str(rows): kept[str(rows)] for rows in SIZES if str(rows) in kept and rows not in sizes}
+    for rows in sizes:
+        if rows > NAIVE_FITS:
+            result[str(rows)] = alone(rows)
+        else:
+            cases = CASES if rows <= 4096 and not quick else CASES[:2]
+            result[str(rows)] = size(rows, cases, 15, start + 50 if quick else time.perf_counter() + 180)
+    both = [result[str(rows)] for rows in SIZES if rows <= NAIVE_FITS and str(rows) in result]
+    for way, prefix in (("one_way", ""), ("symmetric", "symmetric_")) if both else ():
         for key in ("memory_ratio", "time_ratio", "time_ratio_interval"):
-            result[prefix + key] = largest[way][key]
+            result[prefix + key] = both[-1][way][key]
     record("infonce", result)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4,096 rows only, under a minute")
-    parser.add_argument("--record", action="store_true", help="write docs/results/infonce.json")
+    parser.add_argument("--record", action="store_true", help="write docs/results/infonce.json; keeps sizes not run")
+    parser.add_argument("--sizes", type=int, nargs="+", choices=SIZES, help="rows; by default all")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, default=4096, help=argparse.SUPPRESS)
     parser.add_argument("--cases", nargs="+", default=list(CASES), help=argparse.SUPPRESS)
@@ -166,4 +173,4 @@ if __name__ == "__main__":
     if given.side:
         print(json.dumps(one_side(given.side, given.rows, given.cases, given.measure)))
     else:
-        main(given.quick)
+        main(given.sizes or list(SIZES[:1] if given.quick else SIZES), given.quick)
