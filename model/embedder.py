@@ -27,6 +27,10 @@ class Fixed:
 
     value: float = 50.0
 
+    def __post_init__(self) -> None:
+        if not self.value > 0:
+            raise ValueError(f"scale Fixed({self.value}): expected a number above 0")
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -34,6 +38,10 @@ class Learned:
 
     init: float = 20.0
     max: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.init <= self.max:
+            raise ValueError(f"scale Learned(init={self.init}, max={self.max}): expected 0 < init <= max")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _CAP = {"cuda": 16_384, "cpu": 4_096}  # tokens a chunk: beyond this a larger on
 def run(stage: Stage, out: Path, where: Where) -> None:
     """Train `stage` and leave the embedder's folder in `out`."""
     if resume.closed(out):  # killed between its end and the record of it
+        print(f"stage {stage.name!r}: {out} holds its finished output; nothing is left to train", file=sys.stderr)
         return
     torch.manual_seed(stage.seed)
     engine = stage.engine(stage.load(where))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ..data.loader import Loader, Skipped
 from ..data.mix import Feed
@@ -21,6 +21,15 @@ from .objectives.types import Objective
 from .optim import AdamW
 from .resume import State
 from .step import Bound, Memory
+
+_WORDS: Mapping[str, tuple[str | None, ...]] = {
+    "precision": get_args(Precision),
+    "memory": ("auto", *get_args(Memory)),
+    "take": ("last", "best"),
+    "on_error": ("raise", "skip"),
+    "pooling": (None, *get_args(Pooling)),
+    "attention": (None, *get_args(Attention)),
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ class Stage:
     device: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        self._check_values()
         for feed in self.feeds:
             if feed.objective not in self.objectives:
                 raise ValueError(
@@ -91,12 +101,30 @@ class Stage:
         if not self.feeds or self.steps < 1 or self.batch < 1:
             given = f"feeds={len(self.feeds)}, steps={self.steps}, batch={self.batch}"
             raise ValueError(f"stage {self.name!r}: {given}; expected 1 or more of each")
-        if self.save_every < 1 or self.keep < 0 or (self.validate and self.validate.every < 1):
-            given = f"save_every={self.save_every}, keep={self.keep}"
-            given += f", validate.every={self.validate.every}" if self.validate else ""
-            raise ValueError(f"stage {self.name!r}: {given}; expected 1 or more steps, and 0 or more checkpoints")
         if self.take == "best" and self.validate is None:
             raise ValueError(f"stage {self.name!r}: take='best' needs validate=Validate(...)")
+
+    def _check_values(self) -> None:
+        """A word that is none of the field's would be taken for its last; a number out of range, for what it is not."""
+        for name, words in _WORDS.items():
+            value = getattr(self, name)
+            if value not in words:
+                known = ", ".join(map(repr, words))
+                raise ValueError(f"stage {self.name!r}: {name}={value!r}; expected one of {known}")
+        fixed = self.chunk_tokens if self.chunk_tokens != "auto" else 1
+        every = self.validate.every if self.validate else 1
+        for name, number, least in (
+            ("chunk_tokens", fixed, 1),
+            ("clip", self.clip, 0),
+            ("memory_gb", self.memory_gb, 0),
+            ("save_every", self.save_every, 1),
+            ("keep", self.keep, 0),
+            ("validate.every", every, 1),
+        ):
+            if not number >= least:
+                raise ValueError(f"stage {self.name!r}: {name}={number!r}; expected {least} or more")
+        if empty := [name for name, objectives in self.objectives.items() if not objectives]:
+            raise ValueError(f"stage {self.name!r}: objectives[{empty[0]!r}] is empty; give it one, such as InfoNCE()")
 
     def make(self, out: Path, where: Where) -> None:
         """Train, from where a killed run left off if `out` holds its checkpoints."""

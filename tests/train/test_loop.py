@@ -1,5 +1,6 @@
 """The loop's edges: kills while it ends, items longer than what was measured, validation that is refused early."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from omni2vec.data.order import Order
 from omni2vec.data.shards import write_shards
 from omni2vec.data.sources import Shards
 from omni2vec.data.types import Blob, DataError, Example, Image, Item
+from omni2vec.model.embedder import Fixed, Learned
 from omni2vec.train import loop, resume
 from omni2vec.train.monitor import read_log
 from omni2vec.train.objectives.infonce import InfoNCE
@@ -129,11 +131,36 @@ def test_a_metric_that_no_task_has_is_refused_before_the_first_step(folder, tmp_
     assert not (tmp_path / "log.jsonl").exists()
 
 
-def test_a_stage_that_could_never_save_or_validate_is_refused(folder):
-    with pytest.raises(ValueError, match="save_every=0"):
-        small(folder, save_every=0)
-    with pytest.raises(ValueError, match=r"validate\.every=0"):
-        small(folder, validate=Validate((), every=0))
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        (
+            "memory",
+            "boundary",
+            "memory='boundary'; expected one of 'auto', 'all', 'boundaries', 'offloaded', 'vectors'",
+        ),
+        ("take", "beste", "take='beste'; expected one of 'last', 'best'"),
+        ("attention", "both", "attention='both'; expected one of None, 'causal', 'bidirectional', 'prefix'"),
+        ("pooling", "max", "pooling='max'; expected one of None, 'last', 'mean'"),
+        ("on_error", "ignore", "on_error='ignore'; expected one of 'raise', 'skip'"),
+        ("precision", "fp16", "precision='fp16'; expected one of 'fp32', 'bf16'"),
+        ("clip", -1.0, "clip=-1.0; expected 0 or more"),  # torch would turn the gradient around
+        ("clip", float("nan"), "clip=nan; expected 0 or more"),
+        ("chunk_tokens", 0, "chunk_tokens=0; expected 1 or more"),
+        ("save_every", 0, "save_every=0; expected 1 or more"),
+        ("validate", Validate((), every=0), "validate.every=0; expected 1 or more"),
+        ("objectives", {"default": ()}, "objectives['default'] is empty; give it one"),
+    ],
+)
+def test_a_value_that_would_be_taken_for_another_is_refused(folder, field, value, message):
+    with pytest.raises(ValueError, match=re.escape(f"stage 'train': {message}")):
+        small(folder, **{field: value})
+
+
+def test_a_scale_is_above_0_and_below_its_maximum():
+    for wrong in (lambda: Fixed(0.0), lambda: Learned(init=200.0), lambda: Learned(init=-1.0)):
+        with pytest.raises(ValueError, match=r"scale (Fixed|Learned)\(.*expected"):
+            wrong()
 
 
 def test_a_medium_that_is_gone_since_it_was_indexed_is_skipped_and_counted(folder, tmp_path):

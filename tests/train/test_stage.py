@@ -17,6 +17,7 @@ from omni2vec.data.types import DataError, Example, Item, Limits
 from omni2vec.model.embedder import Fixed, Learned
 from omni2vec.model.lora import Lora
 from omni2vec.train.monitor import read_log
+from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.optim import AdamW
 from omni2vec.train.resume import existing
 from omni2vec.train.stage import Stage, Validate
@@ -219,7 +220,7 @@ def test_bad_settings_name_the_stage_and_what_there_is(folder, tmp_path):
     with pytest.raises(ValueError, match=r"stage 'x': source 'rows' wants objective 'sts'; there are default"):
         Stage("x", "m", (Feed(rows, objective="sts"),), steps=1)
     with pytest.raises(ValueError, match="no source goes to objective 'b'"):
-        Stage("x", "m", (Feed(rows),), steps=1, objectives={"default": (), "b": ()})
+        Stage("x", "m", (Feed(rows),), steps=1, objectives={"default": (InfoNCE(),), "b": (InfoNCE(),)})
     with pytest.raises(ValueError, match="take='best' needs validate"):
         Stage("x", "m", (Feed(rows),), steps=1, take="best")
     with pytest.raises(ValueError, match="parts are tower, projector, language, head, scale"):
