@@ -215,13 +215,13 @@ def picture(path: Path) -> None:
 
 
 def _clip(path: Path) -> None:
-    """A disc that crosses a frame in two seconds, without loss."""
+    """A disc that crosses a frame; ten frames at four a second, so that sampling must take uneven steps."""
     from PIL import Image, ImageDraw
 
     frames = []
-    for i in range(8):
+    for i in range(10):
         frame = Image.linear_gradient("L").resize((112, 84)).convert("RGB")
-        ImageDraw.Draw(frame).ellipse((8 + 10 * i, 20, 32 + 10 * i, 44), fill=(220, 40, 30))
+        ImageDraw.Draw(frame).ellipse((4 + 8 * i, 20, 28 + 8 * i, 44), fill=(220, 40, 30))
         frames.append(frame)
     frames[0].save(path, "WEBP", save_all=True, append_images=frames[1:], duration=250, lossless=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
+from math import fsum
 from typing import TYPE_CHECKING, Any
 
 from ..types import Blob, DataError, Video
@@ -29,7 +30,7 @@ def probe(blob: Blob, where: str) -> Video:
     if animation.animated(data):
         width, height = images.open_picture(data, where).size
         shown = animation.durations(data, where)
-        frames, seconds = len(shown), sum(shown)
+        frames, seconds = len(shown), fsum(shown)
     else:
         width, height, frames, seconds = _probe_container(data, where)
     if width * height > MAX_PIXELS or frames > MAX_FRAMES or seconds > MAX_SECONDS:
@@ -89,7 +90,9 @@ def load(video: Video, indices: Sequence[int], where: str) -> Iterator[Tensor]:
 
 
 def _timed(video: Video, indices: list[int]) -> tuple[list[int], list[float]]:
-    return indices, [i * video.seconds / video.frames for i in indices]
+    # Divided by the rate, as transformers does: Qwen3-VL's prompt has these times, rounded to a tenth.
+    rate = video.frames / video.seconds if video.seconds else float("inf")
+    return indices, [i / rate for i in indices]
 
 
 def _animation_frames(data: bytes, wanted: list[int], where: str) -> Iterator[Tensor]:

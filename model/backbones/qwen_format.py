@@ -103,11 +103,13 @@ class QwenMedia:
         return "".join(f"<{t:.1f} seconds><|vision_start|>{mark}<|vision_end|>" for t in self.times(medium))
 
     def interval(self, medium: Medium) -> float:
-        """Temporal positions between two temporal patches of a clip."""
-        if self.kind != "qwen2_5_vl" or medium.kind != "video":
+        """Temporal positions between two temporal patches of a clip, by its mean rate; in float32, as the stock model
+        counts: the positions are rounded down."""
+        part = medium.part
+        if self.kind != "qwen2_5_vl" or not isinstance(part, Video) or not part.seconds:
             return 1.0
-        spans = np.diff(medium.seconds) if len(medium.seconds) > 1 else np.array([1.0])
-        return self.tokens_per_second * self.geometry.temporal * float(spans.mean())
+        rate = len(medium.indices) / part.frames * (part.frames / part.seconds)
+        return float(np.float32(self.tokens_per_second) * np.float32(self.geometry.temporal / rate))
 
     def positions(self, segment: Segment) -> np.ndarray:
         """(3, tokens): temporal, height and width position of each token of one segment."""
@@ -120,7 +122,7 @@ class QwenMedia:
             (t, h, w), interval = next(media)
             h, w = h // self.geometry.merge, w // self.geometry.merge
             grid = np.indices((t, h, w)).reshape(3, -1)
-            grid[0] = (np.arange(t) * interval).astype(np.int64).repeat(h * w)
+            grid[0] = (np.arange(t, dtype=np.float32) * np.float32(interval)).astype(np.int64).repeat(h * w)
             out[:, start:stop] = grid + position
             position += max(h, w)
             at = stop

@@ -1,5 +1,6 @@
 """Releases: one folder, three readers, the same vectors; and what cannot be said is refused with its reason."""
 
+import io
 import json
 import os
 import runpy
@@ -8,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omni2vec.data.types import DataError, Item
@@ -20,6 +22,7 @@ from omni2vec.model.embedder import Embedder, Settings
 from omni2vec.model.layouts import layout_of
 from omni2vec.model.lora import Lora, attach
 from omni2vec.model.template import Template
+from PIL import Image
 
 WORDS = ["a red circle above the blue square", "find the image that matches the caption"] * 20
 READERS = {"omni2vec", "sentence-transformers", "transformers"}
@@ -189,6 +192,34 @@ def test_every_layout_that_can_be_said_is_the_same_in_all_readers(tmp_path, kind
     verified = verify(out, vectors(embedder), run=here)
     assert set(verified.cosines) == READERS
     assert verified.least > 0.99999
+
+
+CLIPS = [(160, 96, 16, 100), (96, 80, 10, 250), (90, 60, 13, 77)]  # width, height, frames, milliseconds of each
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_clips_go_through_the_folders_own_processor_alike(tmp_path, kind):
+    """Frames, their sizes, time stamps (Qwen3-VL) and time positions (Qwen2.5-VL), uneven steps included."""
+    from transformers import AutoModel, AutoProcessor
+
+    embedder = small(kind)
+    out = released(embedder, tmp_path)
+    processor, model = AutoProcessor.from_pretrained(out), AutoModel.from_pretrained(out).eval()
+    rng = np.random.default_rng(0)
+    turns = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what"}]}]
+    prompt = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    for width, height, count, duration in CLIPS:
+        coarse = rng.integers(0, 255, (count, 6, 8, 3), dtype=np.uint8)
+        first, *rest = [Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC) for c in coarse]
+        file = io.BytesIO()
+        first.save(file, "WEBP", save_all=True, append_images=rest, duration=duration, lossless=True)
+        film = np.stack([np.asarray(frame) for frame in (first, *rest)])
+        meta = {"fps": 1000 / duration, "total_num_frames": count, "duration": count * duration / 1000}
+        inputs = processor(text=[prompt], videos=[film], video_metadata=[meta], return_tensors="pt")
+        with torch.inference_mode():
+            state = model(**inputs).last_hidden_state[0, -1]
+        ours = embedder.encode({"video": file.getvalue(), "text": "what"})
+        assert float(torch.nn.functional.normalize(state, dim=0) @ ours) > 0.99999
 
 
 def words(family, template, **settings):
