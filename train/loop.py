@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 _CAP = {"cuda": 16_384, "cpu": 4_096}  # tokens a chunk: beyond this a larger one is no faster, only larger
 
+_NOTHING = (
+    "no row of this step teaches anything: InfoNCE needs positives and negatives (two different rows a sub-batch, or "
+    "Feed(negatives=...)), NextToken needs answers; if all steps are like it, the model stays as it is"
+)
+
 
 def run(stage: Stage, out: Path, where: Where) -> None:
     """Train `stage` and leave the embedder's folder in `out`."""
@@ -90,7 +95,7 @@ def _steps(
     out: Path,
     tasks: Sequence[Task],
 ) -> None:
-    bounds, began = stage.bounds(), time.perf_counter()
+    bounds, began, told = stage.bounds(), time.perf_counter(), False
     memory: Memory = state.memory  # type: ignore[assignment]
     for plan, chunks in loader:
         clock = Clock(plan.step, plan.step / stage.steps, stage.seed)
@@ -122,6 +127,9 @@ def _steps(
             )
         )
         began = now
+        if updated.norm == 0 and not told:
+            monitor.event(plan.step, "no gradient", {"why": _NOTHING})
+            told = True
         if _after(stage, engine, monitor, state, out, tasks):
             break
 

@@ -17,6 +17,7 @@ from omni2vec.model.embedder import Fixed, Learned
 from omni2vec.train import loop, resume
 from omni2vec.train.monitor import read_log
 from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.next_token import NextToken
 from omni2vec.train.stage import Validate
 
 from ..model.small import tiny
@@ -175,3 +176,13 @@ def test_a_medium_that_is_gone_since_it_was_indexed_is_skipped_and_counted(folde
     replace(made, on_error="skip").make(tmp_path / "skip", nowhere)
     (done,) = [r for r in read_log(tmp_path / "skip" / "log.jsonl") if "loss" in r]
     assert (done["rows"], done["skipped_rows"]) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"), [({"batch": 1}, 1), ({"objectives": {"default": (NextToken(),)}}, 1), ({}, 0)]
+)
+def test_a_stage_that_learns_nothing_says_so_once(folder, tmp_path, changes, told):
+    small(folder, **changes).make(tmp_path, nowhere)
+    events = [r for r in read_log(tmp_path / "log.jsonl") if r.get("event") == "no gradient"]
+    assert len(events) == told
+    assert all("InfoNCE needs positives and negatives" in e["why"] for e in events)
