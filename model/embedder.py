@@ -287,5 +287,11 @@ def freeze(embedder: Embedder, parts: Sequence[str]) -> None:
     for part in parts:
         if part not in named:
             raise ValueError(f"freeze={part!r}: this model's parts are {', '.join(named)}")
+        if not named[part]:
+            own = ", ".join(k for k, v in named.items() if v)
+            raise ValueError(
+                f"freeze={part!r}: this model has no parameters there (a head tied to the embeddings belongs to "
+                f"'language'); it has {own}"
+            )
         for p in named[part]:
             p.requires_grad_(False)

@@ -277,3 +277,11 @@ def test_the_digest_of_a_folder_sees_its_modules_too(embedder, tmp_path):
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text("{}")
     assert digest_of_folder(str(folder)) != before
+
+
+def test_a_part_without_parameters_cannot_be_frozen(embedder):
+    assert embedder.base.model.config.tie_word_embeddings
+    with pytest.raises(ValueError, match=r"freeze='head': this model has no parameters there .* it has tower"):
+        ValueError, match="freeze='head': this model has no parameters there .* it has tower, projector"
+    ):
+        freeze(embedder, ["head"])
