@@ -13,7 +13,7 @@ from omni2vec.model.embedder import Embedder
 from omni2vec.model.layouts import layout_of
 from PIL import Image
 
-from .test_release import here, one_thread, small
+from .releases import here, one_thread, small
 
 __all__ = ["one_thread"]
 
