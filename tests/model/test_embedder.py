@@ -282,6 +282,4 @@ def test_the_digest_of_a_folder_sees_its_modules_too(embedder, tmp_path):
 def test_a_part_without_parameters_cannot_be_frozen(embedder):
     assert embedder.base.model.config.tie_word_embeddings
     with pytest.raises(ValueError, match=r"freeze='head': this model has no parameters there .* it has tower"):
-        ValueError, match="freeze='head': this model has no parameters there .* it has tower, projector"
-    ):
         freeze(embedder, ["head"])
