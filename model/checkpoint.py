@@ -198,11 +198,12 @@ def save(embedder: Embedder, folder: Path) -> Path:
 
 
 def digest_of(embedder: Embedder) -> str:
-    """32 hex digits over settings, template and every weight."""
+    """32 hex digits over settings, template, every weight, and how pixels are normalised."""
     h = blake2b(digest_size=16)
     settings = {k: v for k, v in record(embedder).items() if k != "omni2vec"}
     h.update(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(embedder.state_dict().items()):
+    pixels = {f"pixels.{k}": v for k, v in embedder.backbone.named_buffers(recurse=False)}
+    for name, tensor in sorted({**embedder.state_dict(), **pixels}.items()):
         h.update(name.encode())
         flat = tensor.detach().cpu().contiguous().view(-1)
         h.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")

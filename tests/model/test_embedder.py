@@ -283,3 +283,8 @@ def test_a_part_without_parameters_cannot_be_frozen(embedder):
     assert embedder.base.model.config.tie_word_embeddings
     with pytest.raises(ValueError, match=r"freeze='head': this model has no parameters there .* it has tower"):
         freeze(embedder, ["head"])
+
+
+def test_models_that_see_pixels_otherwise_have_other_digests():
+    one, other = tiny(mean=0.5, std=0.25), tiny(mean=0.9, std=0.25)
+    assert one.digest == tiny(mean=0.5, std=0.25).digest != other.digest
