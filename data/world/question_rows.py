@@ -24,11 +24,19 @@ class Question:
     tempting: tuple[str, ...] = ()
 
 
+COLOUR = 2 / 3  # share of the questions of vqa that ask for a colour; the rest ask for a shape
+
+
 def vqa(seed: Seed) -> Example:
-    """Colours, shapes (eight answers each) and places (nine): never fewer than eight candidates."""
-    dice = seed.dice
-    ask = dice.pick((_of_group, _of_pair, _of_grid))
-    scene, question = ask(dice, seed)
+    """Two of three questions ask for a colour, one for a shape; eight answers to each."""
+    ask = seed.dice.pick((_of_group, _of_pair))
+    scene, question = ask(seed.dice, seed)
+    return _row(seed, scene, question, "Answer the question.")
+
+
+def places(seed: Seed) -> Example:
+    """Where one of two things is: nine answers."""
+    scene, question = _of_grid(seed.dice, seed)
     return _row(seed, scene, question, "Answer the question.")
 
 
@@ -79,7 +87,7 @@ def _of_group(dice: Dice, seed: Seed) -> tuple[Scene, Question]:
     scene = any_group(dice, seed.split)
     thing = scene.things[0]
     noun = "is it" if len(scene.things) == 1 else "are they"
-    if dice.chance(0.5):
+    if dice.chance(COLOUR):
         return scene, Question(f"what colour {noun}?", thing.colour, tuple(COLOURS))
     return scene, Question(f"what shape {noun}?", thing.shape, SHAPES)
 
@@ -90,7 +98,7 @@ def _of_pair(dice: Dice, seed: Seed) -> tuple[Scene, Question]:
     index = dice.below(2)
     one, other = scene.things[index], scene.things[1 - index]
     where = scene.spots[index]
-    if dice.chance(0.5):
+    if dice.chance(COLOUR):
         name = dice.pick((f"the {one.shape}", f"the shape in the {where}"))
         return scene, Question(f"what colour is {name}?", one.colour, tuple(COLOURS), (other.colour,))
     name = f"is {one.colour}" if dice.chance(0.5) else f"is in the {where}"

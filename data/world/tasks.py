@@ -8,7 +8,7 @@ from ..types import DataError, Example
 from .compositions import Split
 from .media_rows import behaviour, caption_to_clip, caption_to_sound, clip_qa, query_to_page, sound_to_caption
 from .picture_rows import caption_to_image, classes, composed, grounding, image_to_caption
-from .question_rows import counting, vqa, yes_no
+from .question_rows import counting, places, vqa, yes_no
 from .seed import Seed
 from .text_rows import paraphrase, sts
 
@@ -17,6 +17,7 @@ TASKS: Mapping[str, Callable[[Seed], Example]] = {
     "image_to_caption": image_to_caption,
     "classes": classes,
     "vqa": vqa,
+    "places": places,
     "yes_no": yes_no,
     "counting": counting,
     "grounding": grounding,

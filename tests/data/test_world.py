@@ -71,6 +71,8 @@ def test_every_word_is_in_training_with_most_of_its_partners() -> None:
     for axis, words in AXES.items():
         for word in {*words[0], *words[1]}:
             assert len(partners(axis, "train", word)) == 3 * len(partners(axis, "test", word)) > 0
+        for side in words:  # no two miss the same ones
+            assert len({partners(axis, "test", word) for word in side}) == len(side)
 
 
 def test_no_picture_clip_sound_or_describing_text_of_the_test_is_in_training(
