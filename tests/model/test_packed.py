@@ -269,12 +269,11 @@ def test_the_kernel_equals_the_runs_on_a_gpu(attention):
     k, v = (torch.randn(1, 2, 201, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
     segments = Segments(lengths, prefix, attention)
     weight = torch.randn(1, 201, 4, 64, device="cuda")
-    found = []
-    for out in (
+    sides = (
         module._cuda_attention(q, k, v, segments, None, None),
         module._runs_attention(q, k, v, segments, None, 0.0, None),
-    ):
-        found.append([out, *torch.autograd.grad((out * weight).sum(), (q, k, v))])
+    )
+    found = [[out, *torch.autograd.grad((out * weight).sum(), (q, k, v))] for out in sides]
     for a, b in zip(*found, strict=True):
         assert float((a - b).float().norm() / b.float().norm()) < 2e-2
 
