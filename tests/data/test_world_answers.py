@@ -95,10 +95,12 @@ def test_questions_of_colour_and_shape_are_answered_as_the_pixels_say() -> None:
 
 
 def test_places_are_those_where_the_pixels_show_the_colour() -> None:
-    asked = [(e, m) for e in examples("places", "test", 60) if (m := re.search(r"where is the (\w+) shape", question(e)))]
-    assert len(asked) >= 20
-    for e, match in asked:
-        assert cells(pixels(e.query.parts[0]))[e.answer] == match[1]
+    asked = 0
+    for e in examples("places", "test", 60):
+        if match := re.search(r"where is the (\w+) shape", question(e)):
+            assert cells(pixels(e.query.parts[0]))[e.answer] == match[1]
+            asked += 1
+    assert asked >= 20
 
 
 def test_yes_and_no_are_what_the_pixels_say() -> None:
