@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..eval.types import Task
     from .stage import Stage
 
+_HOPELESS = 20  # steps in a row whose gradient is not finite: nothing will be learned any more
 _CAP = {"cuda": 16_384, "cpu": 4_096}  # tokens a chunk: beyond this a larger one is no faster, only larger
 
 _NOTHING = (
@@ -95,7 +96,7 @@ def _steps(
     out: Path,
     tasks: Sequence[Task],
 ) -> None:
-    bounds, began, told = stage.bounds(), time.perf_counter(), False
+    bounds, began, told, in_a_row = stage.bounds(), time.perf_counter(), False, 0
     memory: Memory = state.memory  # type: ignore[assignment]
     for plan, chunks in loader:
         clock = Clock(plan.step, plan.step / stage.steps, stage.seed)
@@ -103,6 +104,12 @@ def _steps(
         updated = engine.update(plan.step, stage.steps)
         state.step = plan.step + 1
         state.skipped_steps += not updated.applied
+        in_a_row = 0 if updated.applied else in_a_row + 1
+        if in_a_row == _HOPELESS:
+            raise ValueError(
+                f"stage {stage.name!r}: the gradient was not finite for {_HOPELESS} steps in a row, up to step {plan.step}; "
+                "lower the rate or the scale, or look at the rows with `omni2vec show RECIPE --batch`"
+            )
         skipped = loader.skipped
         state.skipped_sources, state.skipped_keys = dict(skipped.sources), list(skipped.keys)
         now = time.perf_counter()

@@ -76,13 +76,13 @@ class Stage:
     chunk_tokens: int | Literal["auto"] = "auto"
     clip: float = 1.0
     validate: Validate | None = None
-    save_every: int = 200
-    keep: int = 1
+    save_every: int = field(default=200, compare=False)
+    keep: int = field(default=1, compare=False)
     take: Literal["last", "best"] = "last"
     workers: int = field(default=0, compare=False)
     prefetch: int = field(default=2, compare=False)
     on_error: Literal["raise", "skip"] = "raise"
-    max_skipped: int = 100
+    max_skipped: int = field(default=100, compare=False)
     seed: int = 0
     wandb: Wandb | None = field(default=None, compare=False)
     device: str = field(default="", compare=False)
@@ -153,6 +153,11 @@ class Stage:
         path = self.model if isinstance(self.model, str) else where(self.model)
         embedder = Embedder.load(path, device=self.device or None, dtype="float32")
         old = embedder.settings
+        if not old.normalise:
+            raise ValueError(
+                f"stage {self.name!r}: {path} gives vectors of any length, and the objectives compare cosines; "
+                'set "normalise": true in its omni2vec.json, or add a Normalize module to its sentence-transformers files'
+            )
         settings = replace(
             old,
             scale=old.scale if self.scale is None else self.scale,

@@ -279,3 +279,15 @@ def test_drafts_are_for_training_and_leave_with_it(folder):
     assert not embedder.limits.draft
     with made.loader(embedder, nowhere, 4096) as loader:
         assert loader._work.limits[0].draft
+
+
+def test_a_run_whose_gradients_stay_infinite_stops(folder, tmp_path, monkeypatch):
+    from omni2vec.train import loop
+    from omni2vec.train.engine import Local, Updated
+
+    monkeypatch.setattr(loop, "_HOPELESS", 3)
+    monkeypatch.setattr(Local, "update", lambda self, step, total: Updated(float("nan"), 0.0, False))
+    with pytest.raises(
+        ValueError, match="stage 'train': the gradient was not finite for 3 steps in a row, up to step 2"
+    ):
+        small(folder, steps=9).make(tmp_path, nowhere)
