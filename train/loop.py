@@ -107,8 +107,8 @@ def _steps(
         in_a_row = 0 if updated.applied else in_a_row + 1
         if in_a_row == _HOPELESS:
             raise ValueError(
-                f"stage {stage.name!r}: the gradient was not finite for {_HOPELESS} steps in a row, up to step {plan.step}; "
-                "lower the rate or the scale, or look at the rows with `omni2vec show RECIPE --batch`"
+                f"stage {stage.name!r}: the gradient was not finite for {_HOPELESS} steps in a row, up to step "
+                f"{plan.step}; lower the rate or the scale, or look at the rows with `omni2vec show RECIPE --batch`"
             )
         skipped = loader.skipped
         state.skipped_sources, state.skipped_keys = dict(skipped.sources), list(skipped.keys)
