@@ -155,7 +155,7 @@ class Stage:
         old = embedder.settings
         if not old.normalise:
             raise ValueError(
-                f"stage {self.name!r}: {path} gives vectors of any length, and the objectives compare cosines; "
+                f"stage {self.name!r}: {path} gives vectors of any length, objectives compare cosines; "
                 'set "normalise": true in its omni2vec.json, or add a Normalize module to its sentence-transformers files'
             )
         settings = replace(
