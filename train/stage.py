@@ -156,7 +156,7 @@ class Stage:
         if not old.normalise:
             raise ValueError(
                 f"stage {self.name!r}: {path} gives vectors of any length, objectives compare cosines; "
-                'set "normalise": true in its omni2vec.json, or add a Normalize module to its sentence-transformers files'
+                'set "normalise": true in its omni2vec.json, or add a Normalize module to its folder'
             )
         settings = replace(
             old,
