@@ -53,9 +53,11 @@ def stamp(canvas: Picture, thing: Thing, x: float, y: float, width: float, stren
     size = max(8, round(width))
     base = rgb(COLOURS[thing.colour])
     corner = (round(x - size / 2), round(y - size / 2))
+    tone = toward(base, (255, 255, 255), 0.62)
+    lighter = [] if thing.texture == "plain" else [(tone, _texture(thing.shape, thing.texture, size))]
     layers = (
         (base, _body(thing.shape, size)),
-        (toward(base, (255, 255, 255), 0.62), _texture(thing.shape, thing.texture, size)),
+        *lighter,
         (toward(base, (0, 0, 0), 0.28), _rim(thing.shape, size)),
     )
     for colour, mask in layers:

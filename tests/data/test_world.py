@@ -16,7 +16,7 @@ from omni2vec.data.world import TASKS, World, examples
 from omni2vec.data.world.compositions import AXES, Axis, Split, pairs, partners
 from omni2vec.data.world.vocabulary import COLOURS, COUNTS, GOODS, INSTRUMENTS, PAPERS, PLURALS, SHAPES, TOPICS
 
-ROWS = 100  # of each of 16 tasks and both splits: 3,200 rows
+ROWS = 60  # of each of 17 tasks and both splits: 2,040 rows
 # Two words that stand for a composition wherever a text says them, with at most these words between them.
 SPOKEN: dict[Axis, tuple[dict[str, str], dict[str, str], str]] = {
     "things": ({c: c for c in COLOURS}, {w: s for s in SHAPES for w in (s, PLURALS[s])}, r" "),
@@ -62,7 +62,7 @@ def test_no_composition_that_a_training_text_names_is_named_at_test(
         for split in ("train", "test"):
             seen = {(a, b) for x, a, b in named[split] if x == axis}
             assert seen <= set(pairs(axis, split))  # type: ignore[arg-type]
-            assert len(seen) >= 0.2 * len(pairs(axis, split))  # type: ignore[arg-type]  # the look saw much
+            assert len(seen) >= 0.15 * len(pairs(axis, split))  # type: ignore[arg-type]  # the look saw much
             assert axis == "titles" or seen == set(pairs(axis, split))  # type: ignore[arg-type]
         assert len(pairs(axis, "test")) * 4 == len(first) * len(second)
 

@@ -137,7 +137,8 @@ def test_the_right_region_shows_the_colour_that_the_words_mean_and_its_neighbour
             by_place += 1
             assert cells(pixels(e.query.parts[0]))[text.removeprefix("the shape at the ")] == colours(region)[0]
         else:
-            assert text.split()[3] == colours(region)[0]
+            assert text.split()[3] == colours(region)[0] and e.answer.endswith(text.removeprefix("the"))
+        assert cells(pixels(e.query.parts[0]))[e.answer.split(",")[0]] == colours(region)[0]
         assert region.shape == (48, 48, 3)
     assert 5 <= by_place <= 30
 
@@ -154,6 +155,7 @@ def test_an_edit_changes_what_it_names_and_nothing_else() -> None:
             assert words[-1] in new - old and len(old & new) == 1 and len(new) == 2
         else:
             assert old == new
+        assert {thing[2] for thing in facts(e.answer)[1:]} == new  # type: ignore[index]
         changed = np.argwhere((before != after).any(-1))
         assert len(changed) and np.ptp(changed, axis=0).max() < 52  # one thing's place, not both
         originals = [n for n in e.negatives if (pixels(n.parts[0]) == before).all()]
