@@ -4,8 +4,8 @@
 
 Hardware: one CPU core, 13 minutes. Expected (docs/results/real_mini/table.md; majority class in brackets): banking
 intents 75% (2), emoji categories 50% (15), clothing 48% (24), cells 97% (40), sts 58 in English and 51 in German
-(Spearman), emoji name to picture 27% of 688. `data` is a folder that holds emoji, clothing, banking, sts, nlvr, cells and
-receipts (docs/your_data.md says what they are). The test splits are scored once, at the end; to choose settings,
+(Spearman), emoji name to picture 27% of 688. `data` is a folder that holds emoji, clothing, banking, sts, nlvr, cells
+and receipts (docs/your_data.md says what they are). The test splits are scored once, at the end; to choose settings,
 `held=100` keeps so many training rows of each task apart and scores on those instead.
 """
 
