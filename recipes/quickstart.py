@@ -3,8 +3,11 @@
     omni2vec quickstart                              # the same as: omni2vec run recipes/quickstart.py
     omni2vec run recipes/quickstart.py seed=1
 
-Hardware: two CPU cores. World -> tiny model -> captions -> all tasks, contrastive and next-token losses in one step ->
-scores on compositions never seen in training -> a release folder that other programs load.
+Hardware: two CPU cores; about 240 s of processor time from the world to the checked release. World -> tiny model ->
+captions -> all tasks, contrastive and next-token losses in one step -> scores on compositions never seen in training ->
+a release folder that other programs load. Expected (seeds 0 and 1, docs/results/quickstart/): captions to pictures 71
+and 77% of 150, classes 83 and 87%, questions 58 and 51% of eight answers, yes or no 76 and 75%, regions 64 and 69% of
+nine, edits 26 and 31% of 870 pictures, similarity 79 and 77 (Spearman).
 """
 
 from omni2vec.data.mix import Feed
