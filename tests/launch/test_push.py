@@ -25,6 +25,7 @@ GOES = sorted(set(CONTENT) - {"done.json"})
 @pytest.fixture(autouse=True)
 def no_stored_token_and_plain_uploads(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # the stand-in stores whole files
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # it is on this machine
     monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
     monkeypatch.delenv("HF_TOKEN", raising=False)
 

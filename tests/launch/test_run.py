@@ -23,7 +23,9 @@ def made(toy, at, *words, redo=()):
 
 def start(toy, at, *words):
     command = [sys.executable, "-m", "omni2vec", "run", str(toy), "--into", str(at), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that runs these tests in the background has told its children to ignore Ctrl-C.
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 def wait_for(condition, timeout_s=20.0):
