@@ -195,7 +195,7 @@ def main() -> None:
     if args.side:
         print(json.dumps(side(args.side, args.folder, args.mix, args.size, args.repeats)))
         return
-    size, n, repeats, budget_s = (8, 1, 2, 1.0) if args.quick else (48, 9, 3, 150.0)
+    size, n, repeats, budget_s = (8, 1, 2, 1.0) if args.quick else (32, 5, 3, 90.0)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         mixes = ["mixed"] if args.quick else list(MIXES)

@@ -43,7 +43,7 @@ def _row(embedder: Embedder, plan: Plan, inputs: Inputs, order: Mapping[int, int
         role = "query" if slot == 0 else ("positive" if bool(plan.relation.positive[e - n]) else "negative")
         yield from _segment(embedder, inputs, order[e], role)
     masked = _masked(plan, q)
-    yield f"  masked  {len(masked)} of the batch's documents are no negatives of this query" + (
+    yield f"  masked    {len(masked)} of the batch's documents are right for this query as well, by identity" + (
         f": those of rows {', '.join(map(str, masked[:10]))}" if masked else ""
     )
 
