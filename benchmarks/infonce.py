@@ -152,7 +152,9 @@ def main(sizes: list[int], quick: bool) -> None:
             result[str(rows)] = alone(rows)
         else:
             cases = CASES if rows <= 4096 and not quick else CASES[:2]
-            result[str(rows)] = size(rows, cases, 15, start + 50 if quick else time.perf_counter() + 180)
+            result[str(rows)] = size(
+                rows, cases, 15, start + 50 if quick else time.perf_counter() + (200 if rows <= 4096 else 480)
+            )
     both = [result[str(rows)] for rows in SIZES if rows <= NAIVE_FITS and str(rows) in result]
     for way, prefix in (("one_way", ""), ("symmetric", "symmetric_")) if both else ():
         for key in ("memory_ratio", "time_ratio", "time_ratio_interval"):
