@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..model.embedder import Embedder, LocalTerms
 from ..model.types import Encoded, Inputs, Towers
+from .gather import Group
 from .optim import AdamW
 
 Precision = Literal["fp32", "bf16"]
@@ -22,7 +23,18 @@ class Engine(Protocol):
     """What the cached step needs of whatever runs the model."""
 
     @property
+    def embedder(self) -> Embedder: ...
+
+    @property
     def device(self) -> torch.device: ...
+
+    @property
+    def group(self) -> Group: ...
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a rank's `embedder` holds only a part of the weights, so that all ranks must run it together."""
+        ...
 
     def autocast(self) -> AbstractContextManager[None]:
         """Around the forwards of a whole pass, so that weights are cast once for all its chunks."""
@@ -36,11 +48,52 @@ class Engine(Protocol):
 
     def towers_frozen(self) -> bool: ...
 
-    def backward(self, root: Tensor) -> None:
-        """Add the parameter gradients of `root` (a scalar) to what is there."""
+    def accumulating(self) -> AbstractContextManager[None]:
+        """Around all backwards of one step: behind it every gradient is the sum over chunks and ranks, reduced once
+        (or once a chunk, where the engine was asked to)."""
         ...
 
-    def update(self, step: int, total: int) -> Updated: ...
+    def backward(self, root: Tensor) -> None:
+        """Add the parameter gradients of `root` (a scalar) to what is there. Ranks' roots add up: no mean is taken."""
+        ...
+
+    def forget(self) -> None:
+        """Drop the gradient of a step that will not be applied."""
+        ...
+
+    def update(self, step: int, total: int) -> Updated:
+        """Clip, apply unless the gradient is not finite on any rank, forget the gradient. Equal on all ranks."""
+        ...
+
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's part of what must survive: every element of every trained weight and its moments, once over all
+        ranks together, in an order that is the same for an engine of the same kind and size. No collective."""
+        ...
+
+    def restore(self, read: Read) -> None:
+        """Put weights and moments back, from any engine's pieces on any number of ranks. All ranks call it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, start + len(values)) of the flattened parameter `name`: its weight, or a moment of it.
+
+    kind: "weight", "exp_avg", "exp_avg_sq", or "step" (one number). values: 1-D float32, not yet copied: who keeps them
+    copies them before the next update. shape: of the whole parameter.
+    """
+
+    name: str
+    kind: str
+    start: int
+    values: Tensor
+    shape: tuple[int, ...]
+
+
+class Read(Protocol):
+    """Reads a saved range: (name, kind, start, stop) -> 1-D float32 on the CPU. Raises KeyError where none is saved."""
+
+    def __call__(self, name: str, kind: str, start: int, stop: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -67,6 +120,7 @@ class Local:
                 f"{low[0]} is in half precision: chunks would add up in it; load the model with dtype float32"
             )
         self.embedder = embedder
+        self.group = Group()
         self.settings = optimizer
         self.precision = precision
         self.clip = clip
@@ -79,6 +133,10 @@ class Local:
     @property
     def device(self) -> torch.device:
         return self.embedder.device
+
+    @property
+    def sharded(self) -> bool:
+        return False
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -112,8 +170,15 @@ class Local:
         groups = self.embedder.base.groups()
         return not any(p.requires_grad for k in ("tower", "projector") for p in groups.get(k, ()))
 
+    @contextlib.contextmanager
+    def accumulating(self) -> Iterator[None]:
+        yield
+
     def backward(self, root: Tensor) -> None:
         root.backward()
+
+    def forget(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, step: int, total: int) -> Updated:
         """Clip, apply unless something is not finite, forget the gradient."""

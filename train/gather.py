@@ -1,0 +1,124 @@
+"""The ranks of a run: their vectors gathered, their gradients summed and sent to where they are needed.
+
+No collective is differentiated: the cached step knows the gradient of every gathered vector, so what autograd would
+do behind a gather is one exchange of gradients, and nothing depends on how a library scales it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..data.ranks import Ranks
+
+
+@dataclass
+class Group:
+    """Rank `rank` of `size`. All ranks call the same methods in the same order, with tensors on one kind of device.
+
+    calls, sent: collectives begun here and the bytes of this rank's operands, by kind, for tests and monitoring.
+    """
+
+    rank: int = 0
+    size: int = 1
+    host: Any = None  # a gloo group for bytes on the host, apart from the device's
+    calls: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+
+    @staticmethod
+    def current() -> Group:
+        """The group of torch.distributed, or one process. Collective where there is a group."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return Group()
+        return Group(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+
+    @property
+    def ranks(self) -> Ranks:
+        """For the loader: who we are, and `exchange`."""
+        return Ranks(self.rank, self.size, self.exchange)
+
+    def _note(self, kind: str, tensor: Tensor) -> None:
+        self.calls[kind] += 1
+        self.sent[kind] += tensor.nbytes
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
+        if self.size > 1:
+            self._note("all_reduce", tensor)
+            dist.all_reduce(tensor)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """The element-wise maximum over ranks, in place."""
+        if self.size > 1:
+            self._note("all_reduce", tensor)
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """(n, ...) of every rank, equal shapes -> (size, n, ...), in rank order."""
+        if self.size == 1:
+            return tensor[None]
+        self._note("all_gather", tensor)
+        out = tensor.new_empty((self.size * len(tensor), *tensor.shape[1:]))
+        dist.all_gather_into_tensor(out, tensor.contiguous())
+        return out.view(self.size, *tensor.shape)
+
+    def reduce(self, tensor: Tensor, to: int) -> Any:
+        """Begin the sum over ranks, in place at rank `to` (elsewhere what is left in `tensor` is undefined). Returns a
+        handle whose wait() ends it; None where there is nothing to wait for."""
+        if self.size == 1:
+            return None
+        self._note("reduce", tensor)
+        return dist.reduce(tensor, to, async_op=True)
+
+    def deal(self, tensor: Tensor, counts: Sequence[int], come: Sequence[int]) -> Tensor:
+        """Rows of `tensor` (sum(counts), ...): the first counts[0] go to rank 0, and so on; gives those that came, from
+        rank 0 first, come[r] from rank r."""
+        if self.size == 1:
+            return tensor
+        self._note("all_to_all", tensor)
+        out = tensor.new_empty((sum(come), *tensor.shape[1:]))
+        dist.all_to_all_single(out, tensor.contiguous(), list(come), list(counts))
+        return out
+
+    def send(self, tensor: Tensor, source: int) -> Tensor:
+        """Rank `source`'s tensor to all, in place."""
+        if self.size > 1:
+            self._note("broadcast", tensor)
+            dist.broadcast(tensor, source)
+        return tensor
+
+    def exchange(self, message: bytes) -> list[bytes]:
+        """Every rank's bytes, in rank order. On the host's own channel; no pickle."""
+        if self.size == 1:
+            return [message]
+        lengths = torch.empty(self.size, dtype=torch.int64)
+        dist.all_gather_into_tensor(lengths, torch.tensor([len(message)]), group=self.host)
+        longest = int(lengths.max())
+        own = torch.zeros(longest, dtype=torch.uint8)
+        own[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else own[:0]
+        out = torch.empty(self.size * longest, dtype=torch.uint8)
+        dist.all_gather_into_tensor(out, own, group=self.host)
+        rows = out.view(self.size, longest)
+        return [rows[r, : int(n)].numpy().tobytes() for r, n in enumerate(lengths)]
+
+    def barrier(self) -> None:
+        """Every rank waits for every other, on the host's channel."""
+        if self.size > 1:
+            dist.barrier(group=self.host)
+
+    def share(self, count: int) -> tuple[int, int]:
+        """This rank's even share of `count` rows: (first, behind the last)."""
+        return bounds(count, self.size)[self.rank]
+
+
+def bounds(count: int, size: int) -> list[tuple[int, int]]:
+    """`count` rows in `size` consecutive shares, as even as they can be."""
+    return [(count * r // size, count * (r + 1) // size) for r in range(size)]
