@@ -127,9 +127,9 @@ def bounds(count: int, size: int) -> list[tuple[int, int]]:
 def gather_vectors(group: Group, entries: Sequence[Tensor], own: Tensor) -> Tensor:
     """The vectors of all entries (E, D) on every rank, in one all-gather, in the dtype of `own`.
 
-    entries: of each rank, the entries whose vectors it holds, (n_r,) int64 in the order of its rows, as every rank knows
-    them from the plan; together each of 0..E-1 once. own (n_rank, D): (0, D) on a rank that holds none. Ranks with fewer
-    vectors than the longest send rows that nobody reads.
+    entries: of each rank, the entries whose vectors it holds, (n_r,) int64 in the order of its rows, as every rank
+    knows them from the plan; together each of 0..E-1 once. own (n_rank, D): (0, D) on a rank that holds none. Ranks
+    with fewer vectors than the most send rows that nobody reads.
     """
     if len(own) != len(entries[group.rank]):
         raise ValueError(
@@ -138,8 +138,8 @@ def gather_vectors(group: Group, entries: Sequence[Tensor], own: Tensor) -> Tens
         )
     padded = own
     if group.size > 1:
-        longest = max(len(e) for e in entries)
-        padded = own.new_zeros((longest, *own.shape[1:]))
+        most = max(len(e) for e in entries)
+        padded = own.new_zeros((most, *own.shape[1:]))
         padded[: len(own)] = own
     rows = group.gather(padded)
     out = own.new_empty((sum(len(e) for e in entries), *own.shape[1:]))
@@ -151,10 +151,10 @@ def gather_vectors(group: Group, entries: Sequence[Tensor], own: Tensor) -> Tens
 def bring(group: Group, share: Tensor, rows: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients from the ranks that computed them to those that need them, in one all-to-all.
 
-    rows (M,) int64: row i of a subset is entry rows[i] of the batch; owner (E,) int64: the rank that needs entry e. Both
-    are equal on all ranks, so that nobody need say how much it sends. share (b - a, D): what this rank computed, of the
-    subset's rows [a, b) = group.share(M). Returns (entries, gradient): the entries of the subset that this rank owns
-    (n,), in the order of the subset, on the device of `share`, and their rows (n, D).
+    rows (M,) int64: row i of a subset is entry rows[i] of the batch. owner (E,) int64: the rank that needs entry e.
+    Both are equal on all ranks, so that nobody need say how much it sends. share (b - a, D): what this rank computed,
+    of the subset's rows [a, b) = group.share(M). Returns (entries, gradient): the entries of the subset that this rank
+    owns (n,), in the order of the subset, on the device of `share`, and their rows (n, D).
     """
     first, last = group.share(len(rows))
     if len(share) != last - first:

@@ -1,4 +1,4 @@
-"""The three kinds of objective. A loss is a sum over rows and a count, so that means are global and exact.
+"""The kinds of objective. A loss is a sum over rows and a count, so that means are global and exact.
 
 All are frozen values: what is learned (the scale) lives in the Embedder, what changes over time hangs on the Clock.
 """
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...data.relation import Relation
 from ...data.types import Clock
+from ..gather import Group
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,28 @@ class Contrastive(Protocol):
     def weight(self) -> float: ...
 
     def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount: ...
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What one rank computes of a loss that all ranks share. Sum, count and d_scale are those of the whole batch, equal
+    on every rank; a rank's gradients of that sum are of its even shares, group.share(Q) and group.share(N)."""
+
+    sum: Tensor  # ()
+    count: int
+    d_query: Tensor  # (b - a, D) by the queries group.share(Q)
+    d_docs: Tensor  # (b - a, D) by the documents group.share(N)
+    d_scale: Tensor  # (1,)
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A Contrastive whose rows the ranks divide among them. The operands are those of `contrast`, of the whole batch,
+    equal on every rank and detached; all ranks call it together."""
+
+    def sharded(
+        self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock, group: Group
+    ) -> Graded: ...
 
 
 @runtime_checkable
