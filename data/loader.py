@@ -7,8 +7,10 @@ is decoded and collated, never more than `prefetch` ahead. Any step, and any chu
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -16,8 +18,10 @@ from .chunks import Chunk, plan
 from .crew import Crew, Inline, Later, Pool
 from .mix import Feed
 from .order import Address, Order
+from .ranks import ALONE, Ranks
 from .relation import Relation
 from .types import Cost, DataError, Limits, Rows
+from .wire import pack, unpack
 from .work import Bad, Collated, Format, Measured, Work
 
 log = logging.getLogger(__name__)
@@ -42,10 +46,16 @@ class Plan:
     keys: tuple[str, ...]  # (Q,)
     relation: Relation
     costs: tuple[Cost, ...]  # (Q + N,)
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[Chunk, ...]  # of this rank
     groups: tuple[int, ...]  # (Q + N,) index of the entry's source
     slots: tuple[tuple[int, int], ...]  # (Q + N,) (its query, 0 for that query itself or k for its k-th document)
     bad: tuple[Bad, ...] = ()  # rows left out
+    of_ranks: tuple[tuple[Chunk, ...], ...] = ()  # the chunks of all ranks, as many each; empty where there is one
+
+    @property
+    def ranks(self) -> tuple[tuple[Chunk, ...], ...]:
+        """The chunks of every rank, in rank order."""
+        return self.of_ranks or (self.chunks,)
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -68,7 +78,9 @@ class Loader(Generic[T]):
     chunk. workers: processes (0: none). prefetch: chunks held ready at most. pin: page-locked memory, for CUDA.
     on_error: "raise", or "skip" a row that cannot be read (it is left out of the plan) or decoded (its segments stand
     in `failed` of their chunk); more than max_skipped such rows end the run. Plans are the same for any workers.
-    stretch: an item longer than the budget raises the budget of its step, instead of an error.
+    stretch: an item longer than the budget raises the budget of its step, instead of an error. ranks: each rank counts
+    its share of a step's rows, all know the whole plan, and each collates its own chunks; all must begin the same steps
+    in the same order.
     """
 
     def __init__(
@@ -92,6 +104,7 @@ class Loader(Generic[T]):
         stage: str = "",
         skipped: Skipped | None = None,
         stretch: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         _check(rows, feeds, prefetch, on_error)
         self.names = tuple(r.name for r in rows)
@@ -101,6 +114,8 @@ class Loader(Generic[T]):
         self._crew: Crew[Work[T]] = Pool(self._work, workers) if workers else Inline(self._work)
         self.budget, self.prefetch, self.pin, self.stage = budget, prefetch, pin, stage
         self.max_skipped, self.start, self.stop, self.stretch = max_skipped, start, stop, stretch
+        self.ranks = ranks
+        self._last: Future[Plan] | None = None  # of the plans that threads are making, in order
         before = skipped or Skipped()
         self._counts, self._keys = Counter(before.sources), dict.fromkeys(before.keys)
 
@@ -136,7 +151,8 @@ class Loader(Generic[T]):
             now, step = then, step + 1
             self._skip(now.plan.bad)
             then = self._begin(step)
-            yield now.plan, self._counted(now.plan, self._take(now, then))
+            chunks = self._take(now, then)
+            yield now.plan, self._counted(now.plan, chunks) if self.ranks.size == 1 else chunks
 
     def _begin(self, step: int) -> _Step[T] | None:
         return None if self.stop is not None and step >= self.stop else _Step(self, step)
@@ -163,8 +179,13 @@ class Loader(Generic[T]):
         for chunk, inputs in zip(plan.chunks, chunks, strict=True):
             rows = {plan.slots[chunk.entries[s]][0] for s in inputs.failed} - seen
             seen |= rows
-            self._skip([Bad(plan.groups[q], plan.keys[q], "a medium could not be decoded") for q in sorted(rows)])
+            self.failed(plan, rows)
             yield inputs
+
+    def failed(self, plan: Plan, rows: Iterable[int]) -> None:
+        """Count rows of a plan that could not be decoded. With several ranks, which see only their own chunks, the
+        caller tells all of them of all; alone, the loader does it."""
+        self._skip([Bad(plan.groups[q], plan.keys[q], "a medium could not be decoded") for q in sorted(rows)])
 
     def _skip(self, bad: Sequence[Bad]) -> None:
         for b in bad:
@@ -188,19 +209,51 @@ class _Step(Generic[T]):
         self.asked: deque[Later[T]] = deque()  # chunks begun and not yet taken
         self._next = 0  # the first chunk that is not begun
         self._plan = known
+        self._shared: Future[Plan] | None = None
         rows = [] if known else loader.order.rows_of(step)
+        ranks = loader.ranks
+        rows = rows[len(rows) * ranks.rank // ranks.size : len(rows) * (ranks.rank + 1) // ranks.size]
         self._pieces = [loader._crew.submit(Work.measure, rows[i : i + _PIECE]) for i in range(0, len(rows), _PIECE)]
+        if ranks.size > 1 and known is None:
+            self._share()
+
+    def _share(self) -> None:
+        """Plan with the other ranks, in a thread: the one who waited for them here would keep others waiting who are
+        ahead of it. Without workers the counting is done before, for a tokenizer serves one thread at a time."""
+        before = self.loader._last
+        measured = self._measured() if isinstance(self.loader._crew, Inline) else self._measured
+
+        def work() -> Plan:
+            if before is not None:
+                before.exception()  # exchanges are matched by their order
+            return _together(self.loader, self.step, measured)
+
+        self._shared = self.loader._last = _thread(work)
+
+    def _measured(self) -> list[Measured | Bad] | DataError:
+        """This rank's rows; an error of theirs is for all ranks."""
+        pieces, self._pieces = self._pieces, []
+        try:
+            return [m for piece in pieces for m in piece.get()]
+        except (DataError, OSError) as error:
+            if self.loader.ranks.size == 1:
+                raise
+            return DataError(str(error))
 
     @property
     def plan(self) -> Plan:
         if self._plan is None:
-            measured = [m for piece in self._pieces for m in piece.get()]
-            self._plan, self._pieces = _plan(self.loader, self.step, measured), []
+            if self._shared is not None:
+                self._plan, self._shared = self._shared.result(), None
+            else:
+                measured = self._measured()
+                assert isinstance(measured, list)
+                self._plan = _plan(self.loader, self.step, measured)
         return self._plan
 
     def ready(self) -> bool:
         """Whether its plan can be had without waiting."""
-        return all(p.ready() for p in self._pieces)
+        return self._shared.done() if self._shared is not None else all(p.ready() for p in self._pieces)
 
     def ask(self, count: int) -> int:
         """Begin `count` more chunks, or as many as there are."""
@@ -208,6 +261,33 @@ class _Step(Generic[T]):
         self._next += len(chunks)
         self.asked += [self.loader._collate(self.plan, c) for c in chunks]
         return len(chunks)
+
+
+def _thread(work: Callable[[], Plan]) -> Future[Plan]:
+    """The result of `work`, done in a thread that does not keep the process alive."""
+    future: Future[Plan] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="plan").start()
+    return future
+
+
+Own = list[Measured | Bad] | DataError
+
+
+def _together(loader: Loader[T], step: int, own: Own | Callable[[], Own]) -> Plan:
+    """The plan of all ranks' rows. What one rank cannot read, all refuse."""
+    found = own() if callable(own) else own
+    told = [unpack(m) for m in loader.ranks.exchange(pack(found))]
+    for rank, told_by in enumerate(told):
+        if isinstance(told_by, DataError):
+            raise found if rank == loader.ranks.rank and isinstance(found, DataError) else told_by
+    return _plan(loader, step, [m for rows in told if isinstance(rows, list) for m in rows])
 
 
 def _plan(loader: Loader[T], step: int, measured: Sequence[Measured | Bad]) -> Plan:
@@ -220,16 +300,18 @@ def _plan(loader: Loader[T], step: int, measured: Sequence[Measured | Bad]) -> P
     costs = tuple(rows[q].costs[k] for q, k in slots)
     keys = tuple(m.example.key for m in rows)
     budget = max(loader.budget, *(c.tokens for c in costs)) if loader.stretch else loader.budget
+    of_ranks = plan(costs, budget, loader.ranks.size, keys=[keys[q] for q, _ in slots], stage=loader.stage)
     return Plan(
         step=step,
         addresses=tuple(m.address for m in rows),
         keys=keys,
         relation=Relation.of([m.example for m in rows], loader.names),
         costs=costs,
-        chunks=plan(costs, budget, keys=[keys[q] for q, _ in slots], stage=loader.stage)[0],
+        chunks=of_ranks[loader.ranks.rank],
         groups=tuple(rows[q].address.source for q, _ in slots),
         slots=slots,
         bad=bad,
+        of_ranks=tuple(of_ranks) if len(of_ranks) > 1 else (),
     )
 
 

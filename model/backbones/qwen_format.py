@@ -174,7 +174,8 @@ class QwenFormat:
         for kind in dummies:
             segment = self._dummy(kind)
             segments.append(segment)
-            patches[kind] += [self._grey(m) for m in segment.media]
+            for m in segment.media:
+                patches[kind].append(self._grey(m))
         packed = self._pack(segments, patches)
         return replace(
             packed,
@@ -203,9 +204,11 @@ class QwenFormat:
         return torch.full((int(np.prod(medium.grid)), 3 * g.temporal * g.patch**2), 128, dtype=torch.uint8)
 
     def _dummy(self, kind: str) -> Segment:
-        """The smallest segment with a medium of this kind: one media token."""
+        """The smallest segment with a medium of this kind, one media token; of "text", one token."""
         from ...data.types import Blob
 
+        if kind == "text":
+            return Segment([0], [True], 1, [])
         m = self.media.geometry.merge
         side = self.media.factor
         part = Image(Blob(), side, side) if kind == "image" else Video(Blob(), side, side, 1, 0.0)

@@ -65,9 +65,9 @@ class TextFormat:
     def collate(
         self, prompts: Sequence[Prompted], limits: Sequence[Limits], dummies: Sequence[str] = (), skip: bool = False
     ) -> Inputs:
-        if dummies:
-            raise ValueError(f"a language model has no tower for {', '.join(dummies)}")
-        segments = self.segments(prompts, limits)
+        if others := [d for d in dummies if d != "text"]:
+            raise ValueError(f"a language model has no tower for {', '.join(others)}")
+        segments = self.segments(prompts, limits) + [Segment([0], [True], 1, []) for _ in dummies]
         lengths = tuple(len(s.ids) for s in segments)
         labels = torch.full((sum(lengths),), -100, dtype=torch.int64)
         for start, s in zip(accumulate((0, *lengths)), segments, strict=False):
@@ -80,8 +80,9 @@ class TextFormat:
             positions=_positions(lengths),
             pooled=torch.tensor([p for s in segments for p in s.pooled], dtype=torch.bool),
             labels=labels,
-            keys=tuple(p.key for p in prompts),
-            groups=tuple(p.group for p in prompts),
+            keys=tuple(p.key for p in prompts) + ("",) * len(dummies),
+            groups=tuple(p.group for p in prompts) + (-1,) * len(dummies),
+            dummies=len(dummies),
         )
 
 

@@ -40,12 +40,22 @@ class ToyFormat:
             ids += prompt + answer
             lengths.append(len(prompt) + len(answer))
             prefix.append(len(prompt))
+        for kind in dummies:
+            if kind == "image":
+                rows += [len(ids), len(ids) + 1]
+                patches += [[128] * 3] * 2
+            own = [1, 1, 2] if kind == "image" else [2]
+            ids += own
+            labels += [-100] * len(own)
+            lengths.append(len(own))
+            prefix.append(len(own))
         media = {"rows": torch.tensor(rows), "patches": torch.tensor(patches, dtype=torch.uint8)} if rows else {}
         positions = torch.cat([torch.arange(n) for n in lengths])[None]
         return Inputs(
             ids=torch.tensor(ids), lengths=tuple(lengths), prefix=tuple(prefix), positions=positions,
             pooled=torch.ones(len(ids), dtype=torch.bool), labels=torch.tensor(labels), media=media,
-            keys=tuple(p.key for p in prompts), groups=tuple(p.group for p in prompts), failed=tuple(failed),
+            keys=tuple(p.key for p in prompts) + ("",) * len(dummies),
+            groups=tuple(p.group for p in prompts) + (-1,) * len(dummies), failed=tuple(failed), dummies=len(dummies),
         )  # fmt: skip
 
     def _pictured(self, prompt):
