@@ -36,9 +36,16 @@ class Wandb:
 
 @dataclass(frozen=True)
 class Update:
-    """What one step did. losses: by objective, before weights. skipped_rows, skipped_steps: so far in the stage;
-    a step is skipped when its gradient is not finite. epochs: how often each source has been gone through. shrunk, cut:
-    by source, items of this step whose media were made smaller, or whose text was cut, to fit the Limits."""
+    """What one step did, on all `world` ranks together. losses: by objective, before weights. skipped_rows,
+    skipped_steps: so far in the stage; a step is skipped when its gradient is not finite. epochs: how often each source
+    has been gone through. shrunk, cut: by source, items of this step whose media were made smaller, or whose text was
+    cut, to fit the Limits.
+
+    flops: counted, of the whole step. computed_tokens: with dummies and whatever else was computed beside `tokens`.
+    imbalance: tokens of the busiest rank over the mean of all. times: seconds by section, of rank 0. peak_bytes: of
+    device memory; host_bytes: peak of this process. accuracy to effective_rank, source_losses and source_accuracies
+    (by source): of a sample of the batch, see train/health.py, on the steps where it was taken.
+    """
 
     step: int
     loss: float
@@ -56,6 +63,18 @@ class Update:
     skipped_rows: int = 0
     skipped_steps: int = 0
     peak_bytes: int = 0
+    world: int = 1
+    flops: float = 0.0
+    computed_tokens: int = 0
+    imbalance: float = float("nan")
+    times: Mapping[str, float] = field(default_factory=dict)
+    accuracy: float = float("nan")
+    alignment: float = float("nan")
+    uniformity: float = float("nan")
+    effective_rank: float = float("nan")
+    source_losses: Mapping[str, float] = field(default_factory=dict)
+    source_accuracies: Mapping[str, float] = field(default_factory=dict)
+    host_bytes: int = 0
 
 
 class Monitor:
