@@ -3,11 +3,17 @@
 A contrastive loss needs every vector of the batch at once, so a batch cannot be split into micro-batches. GradCache
 (arXiv:2101.06983) runs the model twice. Here each chunk's graph from the first pass is kept with only its layer
 boundaries (activation checkpointing), so that the second pass is the recomputation that checkpointing does anyway.
+
+On several ranks each runs its own chunks, all know all vectors, and the gradients of the parameters are summed over
+ranks once. What one rank alone cannot go on from (no memory left) is agreed on before anyone waits for it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,34 +21,43 @@ import torch
 from torch import Tensor
 
 from ..data.loader import Plan
-from ..data.relation import Relation, of_queries
 from ..data.types import Clock
 from ..model.embedder import LocalTerms
 from ..model.types import Encoded, Inputs, Towers
 from .engine import Engine
+from .gather import Group, gather_vectors
+from .loss import Bound as Bound
+from .loss import Graded, batch_loss, local_terms
 from .memory import offloading
-from .objectives.types import Contrastive, Local, Objective, Pairwise
+from .objectives.types import Local
+from .trouble import is_out_of_memory
 
 Memory = Literal["all", "boundaries", "offloaded", "vectors"]
+Watch = Callable[[str], AbstractContextManager[object]]
 
 
-@dataclass(frozen=True)
-class Bound:
-    """Objectives bound to the sources (by index) whose rows they get."""
+def _unwatched(_: str) -> AbstractContextManager[object]:
+    return contextlib.nullcontext()
 
-    name: str
-    objectives: tuple[Objective, ...]
-    groups: frozenset[int]
+
+class NoMemoryError(RuntimeError):
+    """A rank ran out of memory in this step. Weights and moments are as they were before it, on every rank."""
 
 
 @dataclass
 class Done:
-    """What one step computed. losses: by objective, before weights; rows: queries that counted."""
+    """What one step computed, equal on all ranks. losses: by objective, before weights; rows: queries that counted;
+    failed: rows of the plan that could not be decoded; finite: whether there is a gradient to apply; vectors:
+    (Q + N, D), scale (1,)."""
 
-    loss: float
+    vectors: Tensor
+    scale: Tensor
+    loss: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
     rows: int = 0
-    failed: int = 0
+    failed: tuple[int, ...] = ()
+    finite: bool = True
+    flops: float = 0.0
 
 
 @dataclass
@@ -56,13 +71,15 @@ class _Chunk:
     rng: tuple[Tensor, Tensor | None] | None = None
 
 
-def _name(bound: Bound, objective: Objective) -> str:
-    return f"{bound.name}/{type(objective).__name__.lower()}"
+@dataclass
+class _Passed:
+    """What the first pass left. own: this rank's vectors, chunk by chunk; failed: its entries that stand in as grey."""
 
-
-def local_terms(bounds: Sequence[Bound]) -> dict[str, tuple[frozenset[int], Local]]:
-    """Every Local objective by name, with the sources whose answers it takes."""
-    return {_name(b, o): (b.groups, o) for b in bounds for o in b.objectives if isinstance(o, Local)}
+    chunks: list[_Chunk] = field(default_factory=list)
+    own: list[Tensor] = field(default_factory=list)
+    scale: Tensor | None = None
+    failed: set[int] = field(default_factory=set)
+    flops: float = 0.0
 
 
 def _callables(terms: Mapping[str, tuple[frozenset[int], Local]]) -> LocalTerms:
@@ -82,31 +99,52 @@ def cached_step(
     chunks: Iterable[Inputs],
     bounds: Sequence[Bound],
     clock: Clock,
-    memory: Memory = "boundaries",
+    memory: Memory | Sequence[Memory] = "boundaries",
     again: Callable[[Plan, int], Inputs] | None = None,
     host_bytes: int = 1 << 30,
+    watch: Watch = _unwatched,
+    count: Callable[[Inputs], float] | None = None,
 ) -> Done:
-    """Leave in the parameters the gradient of the whole batch's loss. The caller updates.
+    """Leave in the parameters the gradient of the whole batch's loss. The caller updates, or forgets where it is not
+    finite.
 
-    again: reads and collates a chunk once more. With memory "vectors", at most `host_bytes` of chunks are kept between
-    the passes, and as much of what frozen towers gave; the rest is read, and seen, again.
+    memory: the plan of all chunks, or of each; the i-th chunks of all ranks must have the same. again: reads and
+    collates a chunk once more. With memory "vectors", at most `host_bytes` of chunks are kept between the passes, and
+    as much of what frozen towers gave; the rest is read, and seen, again. watch: times the sections by name. count:
+    FLOPs of a chunk. Raises NoMemoryError on all ranks where one has run out of it.
     """
-    local = local_terms(bounds)
-    with engine.autocast():
-        kept, vectors, scale, failed = _first_pass(engine, plan, chunks, _callables(local), memory, host_bytes)
+    local, group = local_terms(bounds), engine.group
+    terms = _callables(local)
+    memories = (memory,) * len(plan.chunks) if isinstance(memory, str) else tuple(memory)
+    first, passed = _First(engine, terms, memories, host_bytes, watch, count), _Passed()
+    full = _out_of_memory(engine, lambda: first(plan, chunks, passed))
+    if full:
+        passed.chunks.clear()
+    with watch("gather"):
+        failed = _agree(group, engine.device, len(plan.costs), passed.failed, full)
+        own = torch.cat(passed.own)
+        entries = [torch.tensor([e for c in of_rank for e in c.entries], dtype=torch.int64) for of_rank in plan.ranks]
+        vectors = gather_vectors(group, entries, own)
+    owner = torch.empty(len(plan.costs), dtype=torch.int64)
+    for rank, theirs in enumerate(entries):
+        owner[theirs] = rank
     bad = {plan.slots[e][0] for e in failed}
-    labels = {name: _labels(plan, groups, failed) for name, (groups, _) in local.items()}
-    relation = plan.relation.to(vectors.device)
     good = torch.ones(len(plan.keys), dtype=torch.bool, device=vectors.device)
     good[sorted(bad)] = False
-    done = Done(0.0, rows=int(good.sum()), failed=len(bad))
-    d_vectors, d_scale = _loss(vectors, scale, relation, good, bounds, clock, done)
-    weights = {n: (o.weight / labels[n] if labels[n] else 0.0) for n, (_, o) in local.items()}
-    sums = _second_pass(engine, plan, kept, d_vectors, d_scale, _callables(local), weights, again)
-    for name, total in sums.items():
-        if labels[name]:
-            done.losses[name] = total / labels[name]
-            done.loss += weights[name] * total
+    assert passed.scale is not None
+    done = Done(vectors, passed.scale, rows=int(good.sum()), failed=tuple(sorted(bad)))
+    with watch("loss"):
+        graded = batch_loss(vectors, passed.scale, plan.relation.to(vectors.device), good, bounds, clock, group, owner)
+    done.loss, done.losses = graded.loss, graded.losses
+    done.finite = math.isfinite(done.loss)
+    if done.finite:
+        labels = {name: _labels(plan, groups, failed) for name, (groups, _) in local.items()}
+        weights = {n: (o.weight / labels[n] if labels[n] else 0.0) for n, (_, o) in local.items()}
+        sums, done.flops = _Second(engine, terms, weights, again, watch)(plan, passed, graded)
+        for name, total in sums.items():
+            if labels[name]:
+                done.losses[name] = total / labels[name]
+                done.loss += weights[name] * total
     return done
 
 
@@ -114,6 +152,17 @@ def _labels(plan: Plan, groups: frozenset[int], failed: set[int]) -> int:
     """Next-token labels of the whole batch, by which a Local sum is divided: those of entries that were decoded."""
     costs = zip(plan.costs, plan.groups, strict=True)
     return sum(c.labels for e, (c, g) in enumerate(costs) if g in groups and e not in failed)
+
+
+def _agree(group: Group, device: torch.device, entries: int, failed: set[int], out_of_memory: bool) -> set[int]:
+    """The failed entries of all ranks. NoMemoryError on all where one has run out of it."""
+    flags = torch.zeros(entries + 1, dtype=torch.uint8)
+    flags[sorted(failed)] = 1
+    flags[-1] = int(out_of_memory)
+    flags = group.max_(flags.to(device)).cpu()
+    if flags[-1]:
+        raise NoMemoryError("a rank has no memory left for its chunks")
+    return set(flags[:-1].nonzero().squeeze(1).tolist())
 
 
 def _silent(inputs: Inputs) -> Inputs:
@@ -127,131 +176,127 @@ def _silent(inputs: Inputs) -> Inputs:
     return replace(inputs, labels=labels)
 
 
-def _first_pass(
-    engine: Engine, plan: Plan, chunks: Iterable[Inputs], terms: LocalTerms, memory: Memory, host_bytes: int
-) -> tuple[list[_Chunk], Tensor, Tensor, set[int]]:
-    """Vectors of all entries (Q + N, D), detached; the scale; entries that could not be decoded."""
-    engine.checkpointing(memory in ("boundaries", "offloaded", "vectors"))
-    keep_graph = memory != "vectors"
-    found: list[tuple[Tensor, Tensor]] = []
-    kept: list[_Chunk] = []
-    failed: set[int] = set()
-    scale, held, seen = torch.ones(1), 0, 0
-    frozen = engine.towers_frozen()
-    for chunk, inputs in zip(plan.chunks, chunks, strict=True):
-        entries = torch.tensor(chunk.entries)
-        failed |= {chunk.entries[s] for s in inputs.failed}
-        state, inputs = _Chunk(entries), _silent(inputs)
-        if keep_graph:
+@dataclass
+class _First:
+    """The first pass: every chunk's vectors, and its graph, or what it takes to run it again."""
+
+    engine: Engine
+    terms: LocalTerms
+    memories: Sequence[Memory]
+    host_bytes: int
+    watch: Watch
+    count: Callable[[Inputs], float] | None
+    held: int = 0  # bytes of inputs kept, and of towers' outputs
+    seen: int = 0
+
+    def __call__(self, plan: Plan, chunks: Iterable[Inputs], passed: _Passed) -> None:
+        frozen, coming = self.engine.towers_frozen(), iter(chunks)
+        with self.engine.autocast():
+            for chunk, memory in zip(plan.chunks, self.memories, strict=True):
+                with self.watch("data"):
+                    inputs = next(coming)
+                passed.failed |= {chunk.entries[s] for s in inputs.failed}
+                passed.flops += self.count(inputs) if self.count is not None else 0.0
+                with self.watch("forward"):
+                    state = _Chunk(torch.tensor(chunk.entries, dtype=torch.int64))
+                    encoded = self._run(state, _silent(inputs), memory, frozen)
+                passed.own.append(encoded.vectors.detach()[: len(chunk.entries)])
+                passed.scale = encoded.scale.detach()
+                passed.chunks.append(state)
+            if next(coming, None) is not None:  # read to its end: a loader counts what failed there
+                raise ValueError(f"step {plan.step}: more chunks than the {len(plan.chunks)} of its plan")
+
+    def _run(self, state: _Chunk, inputs: Inputs, memory: Memory, frozen: bool) -> Encoded:
+        engine = self.engine
+        engine.checkpointing(memory != "all")
+        if memory != "vectors":
             with offloading(memory == "offloaded", engine.device):
-                encoded = engine.embed(inputs, terms)
-            state.encoded = encoded
-        else:
-            state.rng = _rng(engine.device)
-            with torch.no_grad():
-                encoded = engine.embed(inputs)
-            if frozen and encoded.towers is not None:
-                seen += encoded.towers.nbytes
-                state.towers = encoded.towers if seen <= host_bytes else None
-            held += inputs.nbytes
-            state.inputs = inputs if held <= host_bytes else None
-        found.append((entries.to(encoded.vectors.device), encoded.vectors.detach()[: len(entries)]))
-        scale = encoded.scale.detach()
-        kept.append(state)
-    vectors = torch.empty(len(plan.costs), found[0][1].shape[1], dtype=found[0][1].dtype, device=found[0][1].device)
-    for entries, v in found:
-        vectors[entries] = v
-    return kept, vectors, scale, failed
+                state.encoded = engine.embed(inputs, self.terms)
+            return state.encoded
+        state.rng = _rng(engine.device)
+        with torch.no_grad():
+            encoded = engine.embed(inputs)
+        if frozen and encoded.towers is not None:
+            self.seen += encoded.towers.nbytes
+            state.towers = encoded.towers if self.seen <= self.host_bytes else None
+        self.held += inputs.nbytes
+        state.inputs = inputs if self.held <= self.host_bytes else None
+        return encoded
 
 
-def _loss(
-    vectors: Tensor,
-    scale: Tensor,
-    relation: Relation,
-    good: Tensor,
-    bounds: Sequence[Bound],
-    clock: Clock,
-    done: Done,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the batch's loss by its vectors and by the scale; losses go into `done`."""
-    vectors, scale = vectors.requires_grad_(), scale.clone().requires_grad_()
-    q = len(relation.query_id)
-    total = vectors.new_zeros(())
-    for bound in bounds:
-        mine = good & torch.isin(relation.query_source, torch.tensor(sorted(bound.groups), device=good.device))
-        part, queries, docs = of_queries(relation, mine)
-        if not len(queries) or not len(docs):
-            continue
-        query, doc = vectors[queries], vectors[q + docs]
-        for objective in bound.objectives:
-            if isinstance(objective, Contrastive):
-                out = objective.contrast(query, doc, part, scale, clock)
-                value = out.sum / max(out.count, 1)
-            elif isinstance(objective, Pairwise):
-                first = part.positive & (part.rank == 0)
-                cosine = (query[part.owner[first]] * doc[first]).sum(-1)
-                value = objective.pairwise(cosine, part.score[first], clock)
-            else:
-                continue
-            done.losses[_name(bound, objective)] = float(value.detach())
-            total = total + objective.weight * value
-    done.loss = float(total.detach())
-    if not total.requires_grad:
-        return torch.zeros_like(vectors), torch.zeros_like(scale)
-    d_vectors, d_scale = torch.autograd.grad(total, (vectors, scale), allow_unused=True)
-    return d_vectors, torch.zeros_like(scale) if d_scale is None else d_scale
+@dataclass
+class _Second:
+    """The second pass: every chunk's part of the gradient. Gives the sums of the Local objectives, and the FLOPs."""
 
+    engine: Engine
+    terms: LocalTerms
+    weights: Mapping[str, float]
+    again: Callable[[Plan, int], Inputs] | None
+    watch: Watch
 
-def _second_pass(
-    engine: Engine,
-    plan: Plan,
-    kept: list[_Chunk],
-    d_vectors: Tensor,
-    d_scale: Tensor,
-    terms: LocalTerms,
-    weights: Mapping[str, float],
-    again: Callable[[Plan, int], Inputs] | None,
-) -> dict[str, float]:
-    """Backward through every chunk; returns the sums of the Local objectives."""
-    sums = dict.fromkeys(terms, 0.0)
-    for i, state in enumerate(kept):
-        encoded = state.encoded if state.encoded is not None else _replay(engine, plan, i, state, terms, again)
-        gradient = d_vectors[state.entries.to(d_vectors.device)]
+    def __call__(self, plan: Plan, passed: _Passed, graded: Graded) -> tuple[dict[str, float], float]:
+        sums = dict.fromkeys(self.terms, 0.0)
+        with self.engine.accumulating():
+            full = False
+            for i in range(len(passed.chunks)):
+                with self.watch("backward"):
+                    full = _out_of_memory(self.engine, lambda i=i: self._chunk(plan, passed, i, graded, sums))  # type: ignore[misc]
+                if full:
+                    passed.chunks.clear()
+                    break
+            told = [*sums.values(), passed.flops, float(full)]
+            told = self.engine.group.sum_(torch.tensor(told, dtype=torch.float64, device=self.engine.device)).tolist()
+            if told[-1]:
+                raise NoMemoryError("a rank has no memory left for a backward pass")
+        return dict(zip(sums, told, strict=False)), told[-2]
+
+    def _chunk(self, plan: Plan, passed: _Passed, i: int, graded: Graded, sums: dict[str, float]) -> None:
+        state, last = passed.chunks[i], i == len(passed.chunks) - 1
+        encoded = state.encoded if state.encoded is not None else self._replay(plan, i, state)
+        gradient = graded.d_vectors[state.entries.to(graded.d_vectors.device)]
         vectors = encoded.vectors
         root = (vectors[: len(gradient)] * gradient).sum()
         if len(vectors) > len(gradient):  # a dummy's vector counts nothing, yet its modules must be in the graph
             root = root + 0.0 * vectors[len(gradient) :].sum()
         for name, (value, _) in encoded.local.items():
             sums[name] += float(value.detach())
-            root = root + weights[name] * value
-        if i == len(kept) - 1:
-            root = root + (encoded.scale * d_scale).sum()
+            root = root + self.weights[name] * value
+        if last:  # the scale's gradient is that of the whole batch: one rank adds it, the others a zero
+            root = root + (encoded.scale * graded.d_scale).sum() * float(self.engine.group.rank == 0)
         if root.requires_grad:
-            engine.backward(root)
-        kept[i] = _Chunk(state.entries)  # the graph's memory goes with it
-    return sums
+            self.engine.backward(root)
+        passed.chunks[i] = _Chunk(state.entries)  # the graph's memory goes with it
+
+    def _replay(self, plan: Plan, index: int, state: _Chunk) -> Encoded:
+        """The chunk's forward once more, with the random numbers of the first."""
+        engine, inputs = self.engine, state.inputs
+        if inputs is None:
+            if self.again is None:
+                raise ValueError(f"chunk {index} was not kept and there is no way to read it again; raise host_bytes")
+            with self.watch("data"):
+                inputs = _silent(self.again(plan, index))
+        assert state.rng is not None
+        after = _rng(engine.device)
+        _set_rng(state.rng, engine.device)
+        engine.checkpointing(True)
+        encoded = engine.embed(inputs, self.terms, state.towers)
+        _set_rng(after, engine.device)
+        return encoded
 
 
-def _replay(
-    engine: Engine,
-    plan: Plan,
-    index: int,
-    state: _Chunk,
-    terms: LocalTerms,
-    again: Callable[[Plan, int], Inputs] | None,
-) -> Encoded:
-    """The chunk's forward once more, with the random numbers of the first."""
-    inputs = state.inputs
-    if inputs is None:
-        if again is None:
-            raise ValueError(f"chunk {index} was not kept and there is no way to read it again; raise host_bytes")
-        inputs = _silent(again(plan, index))
-    assert state.rng is not None
-    after = _rng(engine.device)
-    _set_rng(state.rng, engine.device)
-    encoded = engine.embed(inputs, terms, state.towers)
-    _set_rng(after, engine.device)
-    return encoded
+def _out_of_memory(engine: Engine, work: Callable[[], object]) -> bool:
+    """Whether `work` ran out of memory here. Where forwards and backwards hold collectives, the others wait in one
+    already and cannot be told: the error is raised, and whoever started the ranks ends them."""
+    try:
+        work()
+    except Exception as error:
+        if engine.sharded or not is_out_of_memory(error):
+            raise
+    else:
+        return False
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return True
 
 
 def _rng(device: torch.device) -> tuple[Tensor, Tensor | None]:

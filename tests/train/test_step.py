@@ -206,7 +206,7 @@ def test_a_row_that_cannot_be_decoded_leaves_the_loss(memory):
     settings = {"feeds": [Feed(source, positives=3, negatives=2)], "batch": 24}
     only = (Bound("default", (InfoNCE(),), frozenset({0})),)
     done, got, _ = stepped(model, 70, memory, only, [source], **settings)
-    assert (done.failed, done.rows) == (2, 22)
+    assert (len(done.failed), done.rows) == (2, 22)
     from dataclasses import replace
 
     rest = replace(source, rows=tuple(r for i, r in enumerate(source.rows) if i not in (3, 9)))
