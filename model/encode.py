@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..data.chunks import plan
+from ..data.chunks import Chunk, plan
+from ..data.ranks import ALONE, Ranks
 from ..data.types import Blob, Item, Part, Prompted, Text
+from .types import Inputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,43 +33,72 @@ SUFFIXES = {
 }  # fmt: skip
 
 
-def encode(embedder: Embedder, prompts: Sequence[Prompted], *, progress: str = "", tokens: int | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Spread:
+    """How several ranks encode the same prompts together. run: a packed row to its vectors (n, D), where the weights
+    may be in parts; total: the sum over ranks, in place."""
+
+    ranks: Ranks
+    run: Callable[[Inputs], Tensor]
+    total: Callable[[Tensor], Tensor]
+
+
+def encode(
+    embedder: Embedder,
+    prompts: Sequence[Prompted],
+    *,
+    progress: str = "",
+    tokens: int | None = None,
+    spread: Spread | None = None,
+) -> Tensor:
     """(n, D) float32, L2-normalised, on the CPU, in the order given.
 
-    tokens: per packed row; by default 16,384 on a GPU and 4,096 on a CPU, and never below the longest prompt.
+    tokens: per packed row; by default 16,384 on a GPU and 4,096 on a CPU, and never below the longest prompt. spread:
+    shares the work over ranks, all of which call this with the same prompts and get the same vectors.
     """
     budget = tokens or (16384 if embedder.device.type == "cuda" else 4096)
-    out = torch.empty(len(prompts), embedder.dim)
+    out = torch.zeros(len(prompts), embedder.dim)
     was = embedder.training
     embedder.eval()
     try:
-        with torch.inference_mode(), _bar(progress, len(prompts)) as advance:
+        # Sharded weights are gathered in place, which tensors made under inference mode do not allow.
+        with torch.no_grad() if spread else torch.inference_mode(), _bar(progress, len(prompts)) as advance:
             for start in range(0, len(prompts), WINDOW):
-                _window(embedder, prompts[start : start + WINDOW], budget, out[start : start + WINDOW], advance)
+                part = slice(start, start + WINDOW)
+                _window(embedder, prompts[part], budget, out[part], advance, spread)
     finally:
         embedder.train(was)
-    return out
+    return out if spread is None else spread.total(out.to(embedder.device)).cpu()
 
 
-def _window(embedder: Embedder, prompts: Sequence[Prompted], budget: int, out: Tensor, advance: Any) -> None:
+def _window(
+    embedder: Embedder, prompts: Sequence[Prompted], budget: int, out: Tensor, advance: Any, spread: Spread | None
+) -> None:
     fmt, limits, dim = embedder.format, replace(embedder.limits, draft=False), embedder.settings.dim
-    costs = fmt.count(prompts, [limits] * len(prompts))
-    chunks = plan(costs, max(budget, *(c.tokens for c in costs), 1))[0]
+    ranks = spread.ranks if spread else ALONE
+    asked = [
+        *prompts,
+        *list(prompts[:1]) * (ranks.size - len(prompts)),
+    ]  # one each at least: some encode the first as well
+    costs = fmt.count(asked, [limits] * len(asked))
+    chunks = plan(costs, max(budget, *(c.tokens for c in costs), 1), ranks.size)[ranks.rank]
 
-    def collate(entries: tuple[int, ...]) -> Any:
-        return fmt.collate([prompts[i] for i in entries], [limits] * len(entries))
+    def collate(chunk: Chunk) -> Inputs:
+        return fmt.collate([asked[i] for i in chunk.entries], [limits] * len(chunk.entries), chunk.dummies)
 
     with ThreadPoolExecutor(1) as ahead:
-        pending = ahead.submit(collate, chunks[0].entries) if chunks else None
+        pending = ahead.submit(collate, chunks[0])
         for i, chunk in enumerate(chunks):
-            assert pending is not None
             inputs = pending.result()
-            pending = ahead.submit(collate, chunks[i + 1].entries) if i + 1 < len(chunks) else None
-            vectors = embedder(inputs.to(embedder.device)).vectors.float()
+            if i + 1 < len(chunks):
+                pending = ahead.submit(collate, chunks[i + 1])
+            vectors = (spread.run(inputs) if spread else embedder(inputs.to(embedder.device)).vectors).float()
+            vectors = vectors[: len(chunk.entries)]
             if dim:
                 vectors = torch.nn.functional.normalize(vectors[:, :dim], dim=-1)
-            out[list(chunk.entries)] = vectors.cpu()
-            advance(len(chunk.entries))
+            own = [(k, e) for k, e in enumerate(chunk.entries) if e < len(prompts)]
+            out[[e for _, e in own]] = vectors.cpu()[[k for k, _ in own]]
+            advance(len(own) * ranks.size)
 
 
 @contextmanager
