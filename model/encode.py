@@ -79,7 +79,7 @@ def _window(
     asked = [
         *prompts,
         *list(prompts[:1]) * (ranks.size - len(prompts)),
-    ]  # one each at least: some encode the first as well
+    ]  # one each at least
     costs = fmt.count(asked, [limits] * len(asked))
     chunks = plan(costs, max(budget, *(c.tokens for c in costs), 1), ranks.size)[ranks.rank]
 
