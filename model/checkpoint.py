@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data.types import Limits
 from .embedder import Embedder, Fixed, Learned, Settings
+from .quantize import kind_of, quantize_model
 from .template import Template
 from .types import Attention
 
@@ -67,7 +68,9 @@ def load(
     if dim is not None:
         settings = replace(settings, dim=dim)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    backbone = _backbone(base, template, settings, _dtype(dtype, place), trust_remote_code)
+    backbone: Any = _backbone(base, template, settings, _dtype(dtype, place), trust_remote_code)
+    if (rounded := _record(folder).get("quantized")) and base != folder:
+        quantize_model(backbone.model, rounded, place)  # the base that the adapter was trained on
     adapter = _adapter(backbone, folder) if base != folder else None
     embedder = Embedder(backbone, template, settings, adapter)
     if (folder / WEIGHTS).is_file():
@@ -91,10 +94,15 @@ def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
     return dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
 
 
+def _record(folder: Path) -> dict[str, Any]:
+    """Our record in the folder; empty where there is none."""
+    found: dict[str, Any] = json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else {}
+    return found
+
+
 def _rules(folder: Path, base: Path) -> tuple[Template, Settings]:
     """Template and settings: our record, or the layout of a foreign folder."""
-    if (folder / RECORD).is_file():
-        record = json.loads((folder / RECORD).read_text())
+    if record := _record(folder):
         return Template.from_dict(record["template"]), settings_from(record["settings"])
     from .layouts import layout_of
 
@@ -156,7 +164,9 @@ def record(embedder: Embedder) -> dict[str, Any]:
     """What `omni2vec.json` holds."""
     from .. import __version__
 
-    return {"omni2vec": __version__, "settings": asdict(embedder.settings), "template": embedder.template.to_dict()}
+    found = {"omni2vec": __version__, "settings": asdict(embedder.settings), "template": embedder.template.to_dict()}
+    rounded = kind_of(embedder.base.model)
+    return {**found, "quantized": rounded} if rounded else found
 
 
 def own_state(embedder: Embedder) -> dict[str, Tensor]:
@@ -172,6 +182,11 @@ def save(embedder: Embedder, folder: Path) -> Path:
         raise ValueError(
             f"{folder}: the adapter stands on weights that are in no folder (made or changed in memory), so it could "
             "not be loaded again; save `omni2vec.model.lora.merged(embedder)`"
+        )
+    if embedder.adapter is None and (rounded := kind_of(embedder.base.model)):
+        raise ValueError(
+            f"{folder}: the model is in {rounded}, which only a base of adapters is saved as; save "
+            "`omni2vec.model.lora.merged(embedder)`, full weights of the same values"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(folder.name + ".partial")
