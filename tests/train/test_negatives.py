@@ -64,7 +64,7 @@ def test_the_index_and_its_masks_stay_linear_on_the_host(answers: int) -> None:
     count = 2048
     relation = Relation.of([row(f"q{i}", f"d{i % answers}", known="far away") for i in range(count)], ["a"])
     tracemalloc.start()
-    index = Negatives.of(relation, shared=True, in_batch=True, mask_labels=False, across_sources=False)
+    index = Negatives.of(relation, shared=True, in_batch=True, mask_labels=False, across_sources=False).strips[0]
     masked = sum(len(block.masked) for block in index.blocks(16))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -74,7 +74,7 @@ def test_the_index_and_its_masks_stay_linear_on_the_host(answers: int) -> None:
 
 def test_blocks_cover_every_row_once_and_hold_a_bounded_number_of_logits() -> None:
     relation = Relation.of(plain(1000), ["a"])
-    index = Negatives.of(relation, shared=True, in_batch=True, mask_labels=False, across_sources=False)
+    index = Negatives.of(relation, shared=True, in_batch=True, mask_labels=False, across_sources=False).strips[0]
     for tile in (1, 7, 64, 5000):
         blocks = list(index.blocks(tile))
         assert [i for b in blocks for i in range(b.rows.start, b.rows.stop)] == list(range(1000))

@@ -1,12 +1,12 @@
 """Which documents are whose negatives: an index of one batch, built once on the host in O(Q + N + K) memory.
 
-Documents are put in a new order (`order`): positives first, by query, then given negatives, by query. The columns that
-every query sees are then one range, `columns`; what must not count in it is listed block by block, never as Q x N.
+Documents are put in a new order, strip by strip (`Strip`), so that the columns that every query sees are one range of
+each; what must not count in it is listed block by block, never as Q x N.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ from ...data.relation import Relation
 
 @dataclass(frozen=True)
 class Block:
-    """Rows `rows` of the logits against all columns. Documents are named by their place in the new order."""
+    """Rows `rows` of the logits against all columns of a strip. Documents are named by their place in its order."""
 
     rows: slice
     positives: slice  # documents that are right answers of these rows
@@ -32,20 +32,21 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Negatives:
-    """Int64 arrays on the host. Q queries, N documents of which the first P are positives, C columns."""
+class Strip:
+    """n consecutive documents of the Relation in a new order: positives first, by query, then given negatives, by
+    query. C columns. Rows are counted from the first of the index; H of their right answers are among the columns."""
 
-    order: np.ndarray  # (N,) place in the Relation of each document in the new order
-    owner: np.ndarray  # (N,) query of each, in the new order
-    positives: int  # P
-    share: np.ndarray  # (P,) float64: one over the number of positives of the owner
-    count: int  # queries with at least one positive
+    docs: slice  # which documents of the Relation
+    order: np.ndarray  # (n,) place in `docs` of each document in the new order
+    owner: np.ndarray  # (n,) query of each, in the new order
+    answers: slice  # its positives, which come first, as numbered among all positives of the batch
     columns: slice  # documents that other rows' queries see
     given: slice  # given negatives that only their owner sees
-    given_right: np.ndarray  # bool, of `given`: a right answer of its owner after all, no negative
-    query: np.ndarray  # (Q,) index of the query's Item: equal Items share their right answers
-    hit_of: np.ndarray  # (n + 1,) where the hits of each Item as a query begin
-    hit_start: np.ndarray  # (H,) of each right answer that occurs among the columns: its first place in `by_id`
+    given_right: np.ndarray  # bool, of `given`: a right answer of its owner (if of `rows`) after all, no negative
+    rows: slice  # queries of the index
+    hit_from: np.ndarray  # (q,) where the hits of each row begin
+    hits: np.ndarray  # (q,) and how many they are
+    hit_start: np.ndarray  # (H,) of each hit: its first place in `by_id`
     hit_count: np.ndarray  # (H,) and how often it occurs
     by_id: np.ndarray  # (C,) columns sorted by identity
     label: np.ndarray | None  # (Q,) class index, where equal classes mask each other's documents
@@ -55,55 +56,24 @@ class Negatives:
     def width(self) -> int:
         return int(self.columns.stop - self.columns.start)
 
-    @staticmethod
-    def of(relation: Relation, *, shared: bool, in_batch: bool, mask_labels: bool, across_sources: bool) -> Negatives:
-        r = relation.to("cpu")
-        positive, source = r.positive.numpy(), r.query_source.numpy()
-        by_owner = np.argsort(r.owner.numpy(), kind="stable")
-        order = np.concatenate([by_owner[positive[by_owner]], by_owner[~positive[by_owner]]])
-        queries, docs, positives = len(source), len(order), int(positive.sum())
-        owner = r.owner.numpy()[order]
-        columns = slice(0 if in_batch else positives, docs if shared else positives)
-        given = slice(docs if shared else positives, docs)
+    @property
+    def positives(self) -> int:
+        return int(self.answers.stop - self.answers.start)
 
-        query, doc, known, known_query = _identities(r)
-        doc = doc[order]
-        items = max((int(x.max()) + 1 for x in (query, doc, known) if len(x)), default=0)
-        # A pair of a query's Item and its right answer is one integer. Its own Item counts as an answer of its own.
-        of_owner = query[owner] * items + doc
-        right = np.sort(np.concatenate([query[known_query] * items + known, of_owner[:positives], query * (items + 1)]))
-        right = right[np.diff(right, prepend=-1) != 0]
-        often = np.bincount(doc[columns], minlength=items)  # each Item among the columns
-        wanted = right % items
-        hit = often[wanted] > 0
-        per_query = np.bincount(owner[:positives], minlength=queries)
-        return Negatives(
-            order=order,
-            owner=owner,
-            positives=positives,
-            share=1.0 / per_query[owner[:positives]],
-            count=int((per_query > 0).sum()),
-            columns=columns,
-            given=given,
-            given_right=np.isin(of_owner[given], right),
-            query=query,
-            hit_of=np.concatenate([[0], np.bincount(right[hit] // items, minlength=items).cumsum()]).astype(np.int64),
-            hit_start=(often.cumsum() - often)[wanted[hit]],
-            hit_count=often[wanted[hit]],
-            by_id=np.argsort(doc[columns], kind="stable"),
-            label=_classes(r.query_label.numpy()) if mask_labels else None,
-            source=None if across_sources or bool((source == source[:1]).all()) else source,
-        )
+    @property
+    def in_order(self) -> bool:
+        """Whether the Relation's order is the strip's already."""
+        return bool((np.diff(self.order, prepend=-1) == 1).all())
 
     def blocks(self, tile: int) -> Iterator[Block]:
         """Row blocks of at most max(tile**2, tile / 8 * C) logits: few rows would leave a matrix product no work."""
-        queries = len(self.query)
+        queries = len(self.hits)
         rows = max(tile * tile // max(self.width, tile), tile // 8, 1)
         parts = [slice(first, min(first + rows, queries)) for first in range(0, queries, rows)]
-        ends = [0, *(p.stop for p in parts)]
+        ends = [self.rows.start, *(self.rows.start + p.stop for p in parts)]
         positives, own = (self._owned(docs, ends) for docs in (slice(0, self.positives), self.given))
-        for part, p, o in zip(parts, positives, own, strict=True):
-            rows_of = [torch.from_numpy(self.owner[docs] - part.start) for docs in (p, o)]
+        for first, part, p, o in zip(ends, parts, positives, own, strict=False):
+            rows_of = [torch.from_numpy(self.owner[docs] - first) for docs in (p, o)]
             yield Block(part, p, rows_of[0], o, rows_of[1], torch.from_numpy(self._masked(part)))
 
     def _owned(self, docs: slice, ends: list[int]) -> list[slice]:
@@ -111,8 +81,7 @@ class Negatives:
         return [slice(a, b) for a, b in pairwise(at)]
 
     def _masked(self, rows: slice) -> np.ndarray:
-        query = self.query[rows]
-        row, hit = spans(self.hit_of[query], self.hit_of[query + 1] - self.hit_of[query])
+        row, hit = spans(self.hit_from[rows], self.hits[rows])
         which, place = spans(self.hit_start[hit], self.hit_count[hit])
         flat: np.ndarray = row[which] * self.width + self.by_id[place]
         return flat
@@ -120,7 +89,7 @@ class Negatives:
     def other(self, block: Block, device: torch.device) -> Tensor | None:
         """(rows, C) bool: documents of other rows that the row's class or source rules out; None where nothing does."""
         owner = self.owner[self.columns]
-        rows = np.arange(block.rows.start, block.rows.stop)
+        rows = self.rows.start + np.arange(block.rows.start, block.rows.stop)
         out: Tensor | None = None
         if self.label is not None:
             mine, theirs, row, owners = (_to(x, device) for x in (self.label[rows], self.label[owner], rows, owner))
@@ -129,6 +98,112 @@ class Negatives:
             foreign = _to(self.source[rows], device)[:, None] != _to(self.source[owner], device)
             out = foreign if out is None else out.logical_or_(foreign)
         return out
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Some rows of a batch against all its documents. Q queries, N documents, of which P are positives."""
+
+    strips: tuple[Strip, ...]
+    answer_owner: np.ndarray  # (P,) query of each positive, as the strips number them
+    share: np.ndarray  # (P,) float64: one over the number of positives of that query
+    mine: np.ndarray  # positives of the rows of this index
+    rows: slice
+    count: int  # queries with at least one positive, of all Q
+
+    @staticmethod
+    def of(
+        relation: Relation,
+        *,
+        shared: bool,
+        in_batch: bool,
+        mask_labels: bool,
+        across_sources: bool,
+        rows: tuple[int, int] | None = None,
+        strips: Sequence[tuple[int, int]] | None = None,
+    ) -> Negatives:
+        """rows: the queries [a, b) whose negatives are wanted, by default all. strips: documents [a, b) of each, one
+        after the other, by default one strip of all."""
+        r = relation.to("cpu")
+        source, owner = r.query_source.numpy(), r.owner.numpy()
+        ids = _Ids.of(r, slice(*(rows or (0, len(source)))))
+        label = _classes(r.query_label.numpy()) if mask_labels else None
+        apart = None if across_sources or bool((source == source[:1]).all()) else source
+        found: list[Strip] = []
+        for docs in strips or [(0, len(owner))]:
+            number = found[-1].answers.stop if found else 0
+            found.append(_strip(r, ids, slice(*docs), number, shared, in_batch, label, apart))
+        of = np.concatenate([s.owner[: s.positives] for s in found])
+        per_query = np.bincount(of, minlength=len(source))
+        mine = np.flatnonzero((of >= ids.rows.start) & (of < ids.rows.stop))
+        return Negatives(tuple(found), of, 1.0 / per_query[of], mine, ids.rows, int((per_query > 0).sum()))
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Items as small integers. A pair of a query's Item and its right answer is one integer."""
+
+    query: np.ndarray  # (Q,) equal Items share their right answers
+    doc: np.ndarray  # (N,)
+    items: int  # all integers are below it
+    right: np.ndarray  # sorted pairs of `rows`; a query's own Item counts as an answer of its own
+    rows: slice
+
+    @staticmethod
+    def of(r: Relation, rows: slice) -> _Ids:
+        query, doc, known, known_query = _identities(r)
+        items = max((int(x.max()) + 1 for x in (query, doc, known) if len(x)), default=0)
+        wanted = np.zeros(items, dtype=bool)
+        wanted[query[rows]] = True
+        positive = r.positive.numpy()
+        asked = np.concatenate([query[known_query], query[r.owner.numpy()[positive]], query])
+        answer = np.concatenate([known, doc[positive], query])
+        right = np.sort((asked * items + answer)[wanted[asked]])
+        return _Ids(query, doc, items, right[np.diff(right, prepend=-1) != 0], rows)
+
+
+def _strip(
+    r: Relation,
+    ids: _Ids,
+    docs: slice,
+    number: int,
+    shared: bool,
+    in_batch: bool,
+    label: np.ndarray | None,
+    source: np.ndarray | None,
+) -> Strip:
+    """number: of its first positive."""
+    positive, owner = r.positive.numpy()[docs], r.owner.numpy()[docs]
+    by_owner = np.argsort(owner, kind="stable")
+    order = np.concatenate([by_owner[positive[by_owner]], by_owner[~positive[by_owner]]])
+    owner, doc = owner[order], ids.doc[docs][order]
+    positives, all_ = int(positive.sum()), len(order)
+    columns = slice(0 if in_batch else positives, all_ if shared else positives)
+    given = slice(all_ if shared else positives, all_)
+    by_id = np.argsort(doc[columns], kind="stable")
+    sorted_ids, wanted = doc[columns][by_id], ids.right % max(ids.items, 1)
+    start, stop = (np.searchsorted(sorted_ids, wanted, side=side) for side in ("left", "right"))
+    hit = stop > start
+    before = np.concatenate([[0], hit.cumsum()])  # hits before each right answer
+    own = ids.query[ids.rows] * ids.items
+    hit_from, hit_to = (before[np.searchsorted(ids.right, first)] for first in (own, own + ids.items))
+    return Strip(
+        docs=docs,
+        order=order,
+        owner=owner,
+        answers=slice(number, number + positives),
+        columns=columns,
+        given=given,
+        given_right=np.isin(ids.query[owner[given]] * ids.items + doc[given], ids.right),
+        rows=ids.rows,
+        hit_from=hit_from,
+        hits=hit_to - hit_from,
+        hit_start=start[hit],
+        hit_count=(stop - start)[hit],
+        by_id=by_id,
+        label=label,
+        source=source,
+    )
 
 
 def spans(start: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

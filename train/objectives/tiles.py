@@ -3,27 +3,29 @@
 With n_i the log-sum-exp over the negatives of query i and p_k the logit of its k-th positive, the loss of i is the
 mean over k of softplus(n_i - p_k), and its gradient at the negative j is g_i exp(l_ij - n_i), where g_i is the mean of
 sigmoid(n_i - p_k). One direction keeps a block until n_i is known: three matrix products. Both directions need the
-log-sum-exp of every column first: four products in two passes. Logits are held in base 2: exp2 is about three times
-as fast as exp on a CPU.
+log-sum-exp of every column first, and rows that are cut in strips that of every row: four products in two passes.
+Logits are held in base 2: exp2 is about three times as fast as exp on a CPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from math import log
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .negatives import Block, Negatives
+from .negatives import Block, Negatives, Strip
 
 LN2 = log(2.0)
 
 
 def info_nce(query: Tensor, docs: Tensor, scale: Tensor, negatives: Negatives, tile: int, both: bool) -> Tensor:
-    """The sum over queries, (). query (Q, D), docs (N, D) of one floating type, rows as in the Relation."""
+    """The sum over queries, (). query (Q, D), docs (N, D) of one floating type, rows as in the Relation, in one strip
+    of negatives."""
     want = torch.is_grad_enabled() and any(t.requires_grad for t in (query, docs, scale))
     loss: Tensor = _Tiled.apply(query, docs, scale, negatives, tile, both, want)
     return loss
@@ -34,15 +36,12 @@ class _Tiled(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, docs: Tensor, scale: Tensor, negatives: Negatives, tile: int, both: bool, want: bool
     ) -> Tensor:
-        in_order = bool((np.diff(negatives.order, prepend=-1) == 1).all())
-        order = torch.from_numpy(negatives.order).to(docs.device)
-        batch = _Batch(query, docs if in_order else docs[order], scale, negatives, tile, want)
-        loss = batch.both_ways() if both else batch.one_way()
+        part, rows = Part.of(negatives.strips[0], docs), Rows(query, scale, negatives, tile, want)
+        d_docs = torch.zeros_like(docs) if want else docs  # without gradients it is not written to
+        loss = both_ways(rows, part, d_docs) if both else rows.one_way(part, d_docs)
         if want:
-            # d loss / d scale = sum_ij G_ij cos_ij, which the query's gradient before scaling already holds.
-            d_scale = (batch.d_query * query).sum().reshape(scale.shape)
-            d_docs = batch.d_docs if in_order else torch.empty_like(docs).index_copy_(0, order, batch.d_docs)
-            ctx.save_for_backward(batch.d_query.mul_(scale), d_docs.mul_(scale), d_scale)
+            d_query, d_scale = rows.gradients()
+            ctx.save_for_backward(d_query, in_place(part.strip, d_docs).mul_(scale), d_scale.reshape(scale.shape))
         return loss
 
     @staticmethod
@@ -51,101 +50,189 @@ class _Tiled(torch.autograd.Function):
         return (*(grad * saved for saved in ctx.saved_tensors), None, None, None, None)
 
 
-class _Batch:
-    """The operands of one call, its two block buffers, and the gradients so far, before the scale is put on them."""
+def both_ways(rows: Rows, part: Part, d_docs: Tensor) -> Tensor:
+    """The mean of the two directions. In the second, each positive document looks for its query among all queries; a
+    query's documents share one weight, as its positives do in the first, so that both are means over queries."""
+    norms = rows.norms([part], True)
+    if rows.want:
+        rows.push(part, norms.pulls(), d_docs)
+    return norms.loss()
 
-    def __init__(self, query: Tensor, docs: Tensor, scale: Tensor, negatives: Negatives, tile: int, want: bool) -> None:
-        self.query, self.docs, self.negatives, self.tile, self.want = query, docs, negatives, tile, want
+
+@dataclass(frozen=True)
+class Part:
+    """The documents of one strip: (n, D) in its order, and the columns among them."""
+
+    strip: Strip
+    docs: Tensor
+    columns: Tensor
+    given_right: Tensor
+
+    @staticmethod
+    def of(strip: Strip, docs: Tensor) -> Part:
+        """docs (N, D), as in the Relation; a copy of the strip's only where its order is another."""
+        own = docs[strip.docs]
+        own = own if strip.in_order else own[torch.from_numpy(strip.order).to(docs.device)]
+        return Part(strip, own, own[strip.columns], torch.from_numpy(strip.given_right).to(docs.device))
+
+
+def in_place(strip: Strip, d_docs: Tensor) -> Tensor:
+    """Rows in the strip's order -> in the Relation's."""
+    if strip.in_order:
+        return d_docs
+    return torch.empty_like(d_docs).index_copy_(0, torch.from_numpy(strip.order).to(d_docs.device), d_docs)
+
+
+@dataclass(frozen=True)
+class Pulls:
+    """Where the gradient of a batch's rows comes from: the gradient at the negative (i, j) is exp2(l_ij - by_row_i),
+    and exp2(l_ij - by_column_j) in the other direction."""
+
+    by_row: Tensor  # (q,) base 2; +inf where nothing is pushed
+    by_column: Tensor | None  # (P,)
+    positive: Tensor  # (P,) how much each positive of these rows is pulled
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Base-2 log-sum-exp over the negatives of each row (q,) and, in both directions, of each positive document (P,) as
+    a shift and the sum of what is above it; the logits of the positives (P,), at first of those of these rows."""
+
+    row: Tensor
+    top: Tensor | None
+    total: Tensor | None
+    positive: Tensor
+    share: Tensor  # (P,) weight of each positive
+    mine: Tensor  # (m,) positives of these rows
+    row_of: Tensor  # (m,) row of each
+
+    def gaps(self) -> tuple[Tensor, Tensor | None]:
+        """Norm less logit of the positives, in nats: (m,) by row, (P,) by column."""
+        column = None
+        if self.top is not None and self.total is not None:
+            column = (self.top + self.total.log2() - self.positive) * LN2
+        return (self.row[self.row_of] - self.positive[self.mine]) * LN2, column
+
+    def loss(self) -> Tensor:
+        """() of these rows."""
+        row, column = self.gaps()
+        loss = _softplus(row) if column is None else _softplus(row) + _softplus(column[self.mine])
+        return (loss * self.share[self.mine]).sum()
+
+    def pulls(self) -> Pulls:
+        row, column = self.gaps()
+        pull = row.sigmoid() * self.share[self.mine]
+        by_row = _offset(self.row, torch.zeros_like(self.row).index_add_(0, self.row_of, pull))
+        by_column = None
+        if column is not None and self.top is not None and self.total is not None:
+            pull_column = column.sigmoid() * self.share
+            by_column = _offset(self.top + self.total.log2(), pull_column)
+            pull = pull + pull_column[self.mine]
+        return Pulls(by_row, by_column, torch.zeros_like(self.positive).index_copy_(0, self.mine, pull))
+
+
+class Rows:
+    """Queries (q, D) of one call, their gradient so far before the scale is put on it, and two buffers for blocks."""
+
+    def __init__(self, query: Tensor, scale: Tensor, negatives: Negatives, tile: int, want: bool) -> None:
+        self.query, self.scale, self.negatives, self.tile, self.want = query, scale, negatives, tile, want
         self.device = query.device
         self.scale2 = scale / LN2
         self.lowest = torch.finfo(query.dtype).min
         self.share = torch.from_numpy(negatives.share).to(query)
-        self.owner = torch.from_numpy(negatives.owner).to(self.device)
-        self.given_right = torch.from_numpy(negatives.given_right).to(self.device)
-        self.columns = docs[negatives.columns]
-        self.d_query = torch.zeros_like(query) if want else query  # without gradients neither is written to
-        self.d_docs = torch.zeros_like(docs) if want else docs
+        self.d_query = torch.zeros_like(query) if want else query  # without gradients it is not written to
+        self.buffers: list[Tensor | None] = [None, None]
 
-    def one_way(self) -> Tensor:
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """By the queries and by the scale. d loss / d scale = sum_ij G_ij cos_ij, which the query's gradient before
+        scaling already holds."""
+        d_scale = (self.d_query * self.query).sum()
+        return self.d_query.mul_(self.scale), d_scale
+
+    def one_way(self, part: Part, d_docs: Tensor) -> Tensor:
+        """The loss and, in the same pass, both gradients, where one strip holds all negatives."""
         loss = self.query.new_zeros(())
-        buffer: Tensor | None = None
-        for block in self.negatives.blocks(self.tile):
+        for block in part.strip.blocks(self.tile):
             query = self.query[block.rows] * self.scale2
-            logits = buffer = self._logits(block, query, buffer)
+            logits = self._logits(part, block, query)
             top = self._highest(logits)
             total = logits.sub_(top[:, None]).exp2_().sum(1)
-            own = self._own(block, query)
+            own = self._own(part, block, query)
             norm = self._with_own(block, top + total.log2(), own)
             row = block.positive_row.to(self.device)
-            gap = (norm[row] - self._dots(query, row, block.positives)) * LN2
+            gap = (norm[row] - _dots(query, row, part.docs[block.positives])) * LN2
             share = self.share[block.positives]
             loss += (_softplus(gap) * share).sum()
             if self.want:
                 pull = gap.sigmoid() * share
                 push = torch.zeros_like(norm).index_add_(0, row, pull)
-                self._dense(block, logits, (push * (top - norm).exp2()).masked_fill_(push == 0, 0))
-                self._pairs(block, pull, own, _offset(norm, push))
+                self._dense(part, block, logits, (push * (top - norm).exp2()).masked_fill_(push == 0, 0), d_docs)
+                self._pairs(part, block, pull, own, _offset(norm, push), d_docs)
         return loss
 
-    def both_ways(self) -> Tensor:
-        """The mean of the two directions. In the second, each positive document looks for its query among all queries;
-        a query's documents share one weight, as its positives do in the first, so that both are means over queries."""
-        norm, column, positive = self._norms()
-        query_of = self.owner[: self.negatives.positives]
-        gaps = [(n - positive) * LN2 for n in (norm[query_of], column)]
-        share = 0.5 * self.share
-        loss = ((_softplus(gaps[0]) + _softplus(gaps[1])) * share).sum()
-        if not self.want:
-            return loss
-        pulls = [gap.sigmoid() * share for gap in gaps]
-        by_row = _offset(norm, torch.zeros_like(norm).index_add_(0, query_of, pulls[0]))
-        by_column = _offset(column, pulls[1])
-        logits: Tensor | None = None
-        second: Tensor | None = None
-        for block in self.negatives.blocks(self.tile):
-            query = self.query[block.rows] * self.scale2
-            logits = self._logits(block, query, logits)
-            of_positives = logits[:, : self.negatives.positives]
-            second = torch.sub(of_positives, by_column, out=_part(second, of_positives)).exp2_()
-            logits.sub_(by_row[block.rows, None]).exp2_()
-            of_positives += second
-            self._dense(block, logits, None)
-            pull = pulls[0][block.positives] + pulls[1][block.positives]
-            self._pairs(block, pull, self._own(block, query), by_row[block.rows])
-        return loss
-
-    def _norms(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Base-2 log-sum-exp over the negatives of every query (Q,) and of every positive document (P,), with a running
-        maximum, and the logit of every positive (P,)."""
-        norm, positive = self.query.new_empty(len(self.query)), self.query.new_empty(self.negatives.positives)
+    def norms(self, parts: Iterable[Part], both: bool) -> Norms:
+        """With a running maximum over the blocks of a column, and over the strips of a row."""
+        index = self.negatives
+        positive = self.query.new_zeros(len(index.share))
+        norm = self.query.new_full((len(self.query),), float("-inf"))
         top, total = torch.full_like(positive, self.lowest), torch.zeros_like(positive)
-        logits: Tensor | None = None
-        second: Tensor | None = None
-        for block in self.negatives.blocks(self.tile):
+        for part in parts:
+            answers = part.strip.answers
+            for block in part.strip.blocks(self.tile):
+                query = self.query[block.rows] * self.scale2
+                logits = self._logits(part, block, query)
+                if both:
+                    self._columns(logits[:, : part.strip.positives], top[answers], total[answers])
+                highest = self._highest(logits)
+                rows = highest + logits.sub_(highest[:, None]).exp2_().sum(1).log2()
+                rows = self._with_own(block, rows, self._own(part, block, query))
+                norm[block.rows] = torch.logaddexp2(norm[block.rows], rows)
+                dots = _dots(query, block.positive_row.to(self.device), part.docs[block.positives])
+                positive[answers][block.positives] = dots
+        mine = torch.from_numpy(index.mine).to(self.device)
+        row_of = torch.from_numpy(index.answer_owner[index.mine] - index.rows.start).to(self.device)
+        share = 0.5 * self.share if both else self.share
+        return Norms(norm, top if both else None, total if both else None, positive, share, mine, row_of)
+
+    def _columns(self, logits: Tensor, top: Tensor, total: Tensor) -> None:
+        """Adds a block to the log-sum-exp of its columns."""
+        higher = torch.maximum(top, logits.amax(0))
+        second = torch.sub(logits, higher, out=self._buffer(1, *logits.shape)).exp2_()
+        total.mul_(top.sub_(higher).exp2_()).add_(second.sum(0))
+        top.copy_(higher)
+
+    def push(self, part: Part, pulls: Pulls, d_docs: Tensor) -> None:
+        """Adds the gradient of these rows by the queries and by the strip's documents, `d_docs` (n, D) in its order."""
+        answers = part.strip.answers
+        for block in part.strip.blocks(self.tile):
             query = self.query[block.rows] * self.scale2
-            logits = self._logits(block, query, logits)
-            of_positives = logits[:, : len(positive)]
-            higher = torch.maximum(top, of_positives.amax(0))
-            second = torch.sub(of_positives, higher, out=_part(second, of_positives)).exp2_()
-            total.mul_(top.sub_(higher).exp2_()).add_(second.sum(0))
-            top = higher
-            highest = self._highest(logits)
-            rows = highest + logits.sub_(highest[:, None]).exp2_().sum(1).log2()
-            norm[block.rows] = self._with_own(block, rows, self._own(block, query))
-            positive[block.positives] = self._dots(query, block.positive_row.to(self.device), block.positives)
-        return norm, top + total.log2(), positive
+            logits = self._logits(part, block, query)
+            second = None
+            if pulls.by_column is not None:
+                of_positives = logits[:, : part.strip.positives]
+                second = torch.sub(of_positives, pulls.by_column[answers], out=self._buffer(1, *of_positives.shape))
+            logits.sub_(pulls.by_row[block.rows, None]).exp2_()
+            if second is not None:
+                of_positives += second.exp2_()
+            self._dense(part, block, logits, None, d_docs)
+            own = self._own(part, block, query)
+            self._pairs(part, block, pulls.positive[answers][block.positives], own, pulls.by_row[block.rows], d_docs)
 
-    def _logits(self, block: Block, query: Tensor, buffer: Tensor | None) -> Tensor:
+    def _buffer(self, which: int, rows: int, columns: int) -> Tensor:
+        """(rows, columns) of a buffer that grows with what is asked of it, and is not made anew for every block."""
+        buffer = self.buffers[which]
+        if buffer is None or len(buffer) < rows * columns:
+            self.buffers[which] = None  # before the larger one is made, not after
+            buffer = self.buffers[which] = self.query.new_empty(rows * columns)
+        return buffer[: rows * columns].view(rows, columns)
+
+    def _logits(self, part: Part, block: Block, query: Tensor) -> Tensor:
         """(rows, C), -inf where the document is no negative of the row."""
-        width = self.negatives.width
-        out = query.new_empty(len(query), width) if buffer is None else buffer[: len(query)]
-        torch.mm(query, self.columns.T, out=out)
+        out = self._buffer(0, len(query), part.strip.width)
+        torch.mm(query, part.columns.T, out=out)
         out.view(-1).index_fill_(0, block.masked.to(self.device, non_blocking=True), float("-inf"))
-        other = self.negatives.other(block, self.device)
+        other = part.strip.other(block, self.device)
         return out if other is None else out.masked_fill_(other, float("-inf"))
-
-    def _dots(self, query: Tensor, row: Tensor, docs: slice) -> Tensor:
-        return (query[row] * self.docs[docs]).sum(1)
 
     def _highest(self, logits: Tensor) -> Tensor:
         """The maximum of each row; finite where a row has no negative, since -inf less -inf would be NaN."""
@@ -153,13 +240,14 @@ class _Batch:
             return logits.new_full((len(logits),), self.lowest)
         return logits.amax(1).clamp_min_(self.lowest)
 
-    def _own(self, block: Block, query: Tensor) -> Tensor:
+    def _own(self, part: Part, block: Block, query: Tensor) -> Tensor:
         """Logits of the given negatives that only these rows see; -inf where one is a right answer after all."""
         if not len(block.own_row):
             return query.new_empty(0)
-        start = self.negatives.given.start
-        right = self.given_right[block.own.start - start : block.own.stop - start]
-        return self._dots(query, block.own_row.to(self.device), block.own).masked_fill_(right, float("-inf"))
+        start = part.strip.given.start
+        right = part.given_right[block.own.start - start : block.own.stop - start]
+        dots = _dots(query, block.own_row.to(self.device), part.docs[block.own])
+        return dots.masked_fill_(right, float("-inf"))
 
     def _with_own(self, block: Block, norm: Tensor, own: Tensor) -> Tensor:
         if not len(own):
@@ -169,24 +257,30 @@ class _Batch:
         total = torch.zeros_like(norm).index_add_(0, row, (own - top[row]).exp2_())
         return torch.logaddexp2(norm, top + total.log2())
 
-    def _dense(self, block: Block, weights: Tensor, by_row: Tensor | None) -> None:
+    def _dense(self, part: Part, block: Block, weights: Tensor, by_row: Tensor | None, d_docs: Tensor) -> None:
         """Adds the gradient at the columns, `weights` (rows, C) times `by_row` (rows,)."""
         query, into = self.query[block.rows], self.d_query[block.rows]
-        torch.mm(weights, self.columns, out=into)
-        if by_row is not None:
+        if by_row is None:
+            into.addmm_(weights, part.columns)
+        else:
+            torch.mm(weights, part.columns, out=into)
             into *= by_row[:, None]
             query = query * by_row[:, None]
-        self.d_docs[self.negatives.columns].addmm_(weights.T, query)
+        d_docs[part.strip.columns].addmm_(weights.T, query)
 
-    def _pairs(self, block: Block, pull: Tensor, own: Tensor, by_row: Tensor) -> None:
+    def _pairs(self, part: Part, block: Block, pull: Tensor, own: Tensor, by_row: Tensor, d_docs: Tensor) -> None:
         """Adds the gradient at the positives, `pull`, and at the negatives that only their owner sees."""
         pairs = [(block.positives, block.positive_row.to(self.device), -pull)]
         if len(own):
             row = block.own_row.to(self.device)
             pairs.append((block.own, row, (own - by_row[row]).exp2_()))
         for docs, of, weight in pairs:
-            self.d_query[block.rows].index_add_(0, of, self.docs[docs] * weight[:, None])
-            self.d_docs[docs].add_(self.query[block.rows][of] * weight[:, None])
+            self.d_query[block.rows].index_add_(0, of, part.docs[docs] * weight[:, None])
+            d_docs[docs].add_(self.query[block.rows][of] * weight[:, None])
+
+
+def _dots(query: Tensor, row: Tensor, docs: Tensor) -> Tensor:
+    return (query[row] * docs).sum(1)
 
 
 def _offset(norm: Tensor, weight: Tensor) -> Tensor:
@@ -196,7 +290,3 @@ def _offset(norm: Tensor, weight: Tensor) -> Tensor:
 
 def _softplus(x: Tensor) -> Tensor:
     return torch.logaddexp(x, torch.zeros_like(x))  # F.softplus rounds to x above 20: too coarse for float64
-
-
-def _part(buffer: Tensor | None, like: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device) if buffer is None else buffer[: len(like)]
