@@ -11,8 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..data.types import Audio, DataError, Events, Example, Image, Item, Part, Video
-from ..data.types import Text as Text_
+from ..data.told import told
+from ..data.types import DataError, Example
 from .graph import Recipe, needs
 from .run import Folder
 from .words import RecipeError, closest
@@ -105,22 +105,3 @@ def row(example: Example) -> RenderableType:
     for name, scores in example.scores.items():
         table.add_row(f"score {name}", ", ".join(f"{s:g}" for s in scores))
     return Group(table, "")
-
-
-def told(item: Item) -> str:
-    """An Item in a line: texts as they are, media by their sizes."""
-    return " ".join(_part(p) for p in item.parts)
-
-
-def _part(part: Part) -> str:
-    match part:
-        case Text_(text):
-            return text if len(text) <= 200 else text[:200] + f"… ({len(text):,} characters)"
-        case Image():
-            return f"<image {part.width}x{part.height}>"
-        case Video():
-            return f"<video {part.width}x{part.height}, {part.frames} frames, {part.seconds:.1f} s>"
-        case Audio():
-            return f"<audio {part.seconds:.1f} s at {part.rate} Hz>"
-        case Events():
-            return f"<{len(part.events)} events>"

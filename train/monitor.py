@@ -8,30 +8,34 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .machine import commit_of
+from .redact import without_secrets
+from .terminal import line
 
 LOG = "log.jsonl"
-_PLAIN_EVERY_S = 15.0  # between lines where there is no terminal
-_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|access_key|credentials?)$", re.IGNORECASE)
+EXAMPLES = "examples"  # the event
+_NOT_MEASURED = {"flops", "computed_tokens", "host_bytes", "peak_bytes"}  # where they are 0
 
 
 @dataclass(frozen=True)
 class Wandb:
-    """A W&B run; WANDB_MODE=offline is respected."""
+    """A W&B run of each stage. name: by default the run's folder and the stage; group: by default the run's folder, so
+    that a recipe's stages stand together. mode: "online", "offline" or "disabled"; empty: as WANDB_MODE says."""
 
     project: str = "omni2vec"
     entity: str = ""
     name: str = ""
     tags: tuple[str, ...] = ()
+    group: str = ""
+    mode: Literal["", "online", "offline", "disabled"] = ""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,10 @@ class Update:
 
 
 class Monitor:
-    """Writes to `folder`/log.jsonl. `start`: the first step of this run; records of it and later ones, which a killed
-    run left behind, are dropped. total: steps of the stage. terminal: a moving bar or plain lines; None: as it is.
+    """Writes to `folder`/log.jsonl; on rank 0 alone. `start`: the first step of this run; records of it and later ones,
+    which a killed run left behind, are dropped. total: steps of the stage. record: the recipe's, for W&B. peak: FLOP/s
+    of one rank's device, for utilisation (train/machine.py), 0 where it is not known. terminal: a moving bar or plain
+    lines; None: as it is.
     """
 
     def __init__(
@@ -91,35 +97,40 @@ class Monitor:
         start: int = 0,
         wandb: Wandb | None = None,
         record: Mapping[str, Any] | None = None,
+        peak: float = 0.0,
         terminal: bool | None = None,
         console: Console | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / LOG
+        self.total, self.peak = total, peak
         keep_before(self.path, start)
+        self._wandb = _begin_wandb(wandb, folder, stage, record or {}) if wandb else None
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        console = console or Console(stderr=True)
-        moving = console.is_terminal if terminal is None else terminal
-        line = Bar if moving else Lines
-        self._line: Bar | Lines = line(console, stage, start, total)
-        self._wandb = _begin_wandb(wandb, folder, record or {}) if wandb else None
+        self._line = line(console or Console(stderr=True), stage, start, total, terminal)
 
     def update(self, done: Update) -> None:
         """Log one step."""
-        values = {f.name: getattr(done, f.name) for f in fields(done)}
-        values["tokens_per_s"] = round(done.tokens / done.seconds, 1) if done.seconds > 0 else 0.0
-        kept = {k: v for k, v in values.items() if not _empty(v)}
-        self._write(kept)
-        self._line.show(done)
-        if self._wandb is not None:
-            self._wandb.log(_flat(kept), step=done.step)
+        values = {f.name: getattr(done, f.name) for f in fields(done)} | _derived(done, self.peak)
+        kept = {k: v for k, v in values.items() if not _empty(v) and (v or k not in _NOT_MEASURED)}
+        self._write({**kept, "total": self.total})
+        self._line.show(done.step + 1, _facts(done))
+        self._log(_flat(kept), done.step)
 
     def event(self, step: int, name: str, values: Mapping[str, Any]) -> None:
         """Log what happened after update `step`: an evaluation, a checkpoint, a skipped row."""
+        values = without_secrets(values)  # an error's message may quote an address with a password in it
         self._write({"step": step, "event": name, **values})
         self._line.say(f"step {step}: {name} {', '.join(f'{k} {_short(v)}' for k, v in values.items())}".rstrip())
+        self._log(_flat({name: dict(values)}), step)
+
+    def examples(self, step: int, queries: Sequence[Mapping[str, Any]]) -> None:
+        """Log queries with what they found in the batch of `step`, as train/examples.py makes them: an event, and a
+        table in W&B."""
+        queries = without_secrets(queries)
+        self._write({"step": step, "event": EXAMPLES, "queries": queries})
         if self._wandb is not None:
-            self._wandb.log(_flat({name: dict(values)}), step=step)
+            self._log({EXAMPLES: _table(step, queries)}, step)
 
     def close(self, status: Literal["done", "failed"] = "done") -> None:
         self._line.close()
@@ -132,6 +143,11 @@ class Monitor:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close("failed" if kind else "done")
+
+    def _log(self, values: Mapping[str, Any], step: int) -> None:
+        # A run that was killed has sent steps that are now done again, with the same values: W&B takes no step twice.
+        if self._wandb is not None and step >= self._wandb.step:
+            self._wandb.log(dict(values), step=step)
 
     def _write(self, values: Mapping[str, Any]) -> None:
         # One write call for one line: a kill leaves whole lines, but for a full disk.
@@ -158,66 +174,26 @@ def _whole_lines(path: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-class Bar:
-    """A moving line in a terminal."""
-
-    def __init__(self, console: Console, stage: str, start: int, total: int) -> None:
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}  {task.fields[facts]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            refresh_per_second=4,
-        )
-        self.task: TaskID = self.progress.add_task(stage or "train", total=total, completed=start, facts="")
-        self.progress.start()
-
-    def show(self, done: Update) -> None:
-        self.progress.update(self.task, completed=done.step + 1, facts=_facts(done))
-
-    def say(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False)
-
-    def close(self) -> None:
-        self.progress.stop()
-
-
-class Lines:
-    """A plain line now and then, where the output goes to a file."""
-
-    def __init__(self, console: Console, stage: str, start: int, total: int) -> None:
-        self.console, self.stage, self.start, self.total = console, stage or "train", start, total
-        self.began = time.monotonic()
-        self.last = -math.inf
-
-    def show(self, done: Update) -> None:
-        now, count = time.monotonic(), done.step + 1
-        if now - self.last < _PLAIN_EVERY_S and count < self.total:
-            return
-        self.last = now
-        left = (now - self.began) / max(1, count - self.start) * (self.total - count)
-        self.say(f"{self.stage} {count:,}/{self.total:,}  {_facts(done)}  left {_clock(left)}")
-
-    def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
 def _facts(done: Update) -> str:
     rate = done.tokens / done.seconds if done.seconds > 0 else 0.0
+    accuracy = [] if math.isnan(done.accuracy) else [f"accuracy {done.accuracy:.0%}"]
     skipped = [f"{n} {what} skipped" for n, what in ((done.skipped_rows, "rows"), (done.skipped_steps, "steps")) if n]
-    return "  ".join([f"loss {done.loss:.4f}", f"lr {done.lr:.2e}", f"{rate:,.0f} tokens/s", *skipped])
+    return "  ".join([f"loss {done.loss:.4f}", *accuracy, f"lr {done.lr:.2e}", f"{rate:,.0f} tokens/s", *skipped])
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
+def _derived(done: Update, peak: float) -> dict[str, float]:
+    """What follows from an update's fields. peak: FLOP/s of one rank's device, 0 if not known."""
+    seconds, ranks = done.seconds, done.world
+    per_s = {"tokens_per_s": done.tokens, "samples_per_s": done.rows}
+    values = {name: round(n / seconds, 1) if seconds > 0 else 0.0 for name, n in per_s.items()}
+    values |= {f"{name}_rank": round(rate / ranks, 1) for name, rate in values.items()}
+    if done.scale > 0:
+        values["temperature"] = 1 / done.scale
+    if done.computed_tokens:
+        values["padding"] = round(1 - done.tokens / done.computed_tokens, 4)
+    if done.flops and peak and seconds > 0:
+        values["mfu"] = round(done.flops / (seconds * peak * ranks), 4)
+    return values
 
 
 def _short(value: object) -> str:
@@ -246,29 +222,48 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def without_secrets(value: Any) -> Any:
-    """The record as it may leave the machine: no field whose name speaks of a secret."""
-    if isinstance(value, Mapping):
-        return {k: without_secrets(v) for k, v in value.items() if not _SECRET.search(str(k))}
-    return [without_secrets(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _begin_wandb(settings: Wandb, folder: Path, record: Mapping[str, Any]) -> Any:
+def _wandb() -> Any:
     try:
         import wandb
     except ImportError as error:
         raise ImportError('logging to W&B needs the package wandb: pip install "omni2vec[train]"') from error
+    return wandb
+
+
+def _table(step: int, queries: Sequence[Mapping[str, Any]]) -> Any:
+    """One line a document that was found."""
+    asked, found = ("query", "source", "instruction", "text"), ("document", "score", "right", "text")
+    rows = [
+        [step, *(q.get(k, "") for k in asked), rank, *(hit.get(k, "") for k in found)]
+        for q in queries
+        for rank, hit in enumerate(q["found"], 1)
+    ]
+    return _wandb().Table(columns=["step", *asked, "rank", *found[:-1], "document text"], data=rows)
+
+
+def _begin_wandb(settings: Wandb, folder: Path, stage: str, record: Mapping[str, Any]) -> Any:
+    wandb = _wandb()
+    run = folder.resolve().parent.name
     kept = folder / "wandb_run.json"  # the run's id, so that a resumed stage goes on in the same run
     identity = json.loads(kept.read_text())["id"] if kept.exists() else uuid.uuid4().hex[:8]
     kept.write_text(json.dumps({"id": identity}))
-    return wandb.init(
-        project=settings.project,
-        entity=settings.entity or None,
-        name=settings.name or None,
-        tags=list(settings.tags),
-        dir=str(folder),
-        id=identity,
-        resume="allow",
-        config=without_secrets(record),
-        settings=wandb.Settings(save_code=False, disable_git=True, x_disable_meta=True, console="off"),
-    )
+    config = {"run": run, "stage": stage, "commit": commit_of(Path.cwd()), "recipe": dict(record)}
+    try:
+        return wandb.init(
+            project=settings.project,
+            entity=settings.entity or None,
+            name=settings.name or f"{run}/{stage}".rstrip("/"),
+            group=settings.group or run,
+            tags=list(settings.tags),
+            mode=settings.mode or None,
+            dir=str(folder),
+            id=identity,
+            resume="allow",
+            config=without_secrets(config),
+            settings=wandb.Settings(save_code=False, disable_git=True, x_disable_meta=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise ValueError(
+            f"stage {stage!r}: W&B could not begin a run ({without_secrets(str(error))}); log in once with `wandb "
+            "login`, or set WANDB_MODE=offline, or leave out the stage's wandb=Wandb(...): log.jsonl holds it all anyway"
+        ) from error

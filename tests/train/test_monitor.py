@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from omni2vec.train.monitor import Monitor, Update, Wandb, keep_before, read_log, without_secrets
+from omni2vec.train.monitor import Monitor, Update, Wandb, keep_before, read_log
+from omni2vec.train.redact import without_secrets
 from rich.console import Console
 
 
