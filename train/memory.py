@@ -1,9 +1,8 @@
-"""What a chunk's graph keeps in memory, measured; which memory plan fits a budget; boundaries offloaded to the host."""
+"""What a chunk's graph keeps in memory, measured, and the memory plan that a budget in bytes buys for each chunk."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..model.types import Inputs
+from .gather import Group
+from .offload import offloading as offloading
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .step import Memory
-
-_SMALL = 1 << 14  # bytes: below this a copy to the host costs more than it frees
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,26 @@ def _container_bytes(group: Path) -> int | None:
     return None
 
 
+def budgets(device: torch.device, gb: float = 0.0, local_ranks: int = 1) -> tuple[int, int]:
+    """(device, host) bytes that one rank may spend: `gb`, or half of what is free; ranks of a machine share its memory.
+
+    On a CPU both are the same memory, and the second is 0.
+    """
+    host = free_bytes(torch.device("cpu")) // 2 // local_ranks
+    if device.type == "cuda":
+        return int(gb * 2**30) or free_bytes(device) // 2, host
+    return int(gb * 2**30) or host, 0
+
+
+def agreed(
+    group: Group, device: torch.device, footprint: Footprint, budget: int, host_budget: int
+) -> tuple[Footprint, int, int]:
+    """The largest footprint and the smallest budgets of any rank, so that all allot alike. Collective."""
+    mine = [footprint.all, footprint.boundaries, -float(budget), -float(host_budget)]
+    most = group.max_(torch.tensor(mine, dtype=torch.float64, device=device)).tolist()
+    return Footprint(most[0], most[1]), int(-most[2]), int(-most[3])
+
+
 def choose(footprint: Footprint, tokens: int, budget: int, device: torch.device, host_budget: int) -> Memory:
     """The fastest plan whose kept graphs of `tokens` tokens fit `budget` bytes (offloaded: `host_budget`)."""
     if footprint.all * tokens <= budget:
@@ -103,33 +122,38 @@ def choose(footprint: Footprint, tokens: int, budget: int, device: torch.device,
     return "vectors"
 
 
-@contextlib.contextmanager
-def offloading(on: bool, device: torch.device) -> Iterator[None]:
-    """Tensors that the graph saves meanwhile go to pinned host memory and come back when they are needed.
+def allot(
+    footprint: Footprint, chunk_tokens: Sequence[int], budget: int, host_budget: int, device: torch.device
+) -> tuple[Memory, ...]:
+    """One plan a chunk: `budget` bytes of the device and `host_budget` of the host, spent where they spare most. Pure.
 
-    Weights stay: they are saved by reference. On a CPU there is nowhere else to go, and nothing happens.
+    Boundaries come first, for they spare a chunk its second forward at a fraction of the bytes that a whole graph
+    takes; those that the device cannot hold go to the host (CUDA only). What is left on the device turns boundaries
+    into whole graphs, which spare the recomputation too. Longest chunks first. chunk_tokens: on many ranks the most
+    tokens that any rank has in its i-th chunk, so that all ranks run the i-th alike.
     """
-    if not on or device.type != "cuda":
-        yield
-        return
-    side = torch.cuda.Stream(device)
+    plans: list[Memory] = ["vectors"] * len(chunk_tokens)
+    order = sorted(range(len(chunk_tokens)), key=lambda i: (-chunk_tokens[i], i))
+    left, host = float(budget), float(host_budget) if device.type == "cuda" else 0.0
+    for i in order:
+        needed = footprint.boundaries * chunk_tokens[i]
+        if needed <= left:
+            plans[i] = "boundaries"
+            left -= needed
+        elif needed <= host:
+            plans[i] = "offloaded"
+            host -= needed
+    for i in order:
+        more = (footprint.all - footprint.boundaries) * chunk_tokens[i]
+        if plans[i] == "boundaries" and more <= left:
+            plans[i] = "all"
+            left -= more
+    return tuple(plans)
 
-    def pack(tensor: Tensor) -> tuple[Tensor, Tensor | None, torch.cuda.Event | None]:
-        if not tensor.is_cuda or isinstance(tensor, nn.Parameter) or tensor.grad_fn is None or tensor.nbytes < _SMALL:
-            return tensor, None, None
-        side.wait_stream(torch.cuda.current_stream(device))
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        with torch.cuda.stream(side):
-            host.copy_(tensor, non_blocking=True)
-        tensor.record_stream(side)  # the allocator must not reuse it before the copy is done
-        return tensor[:0].detach(), host, side.record_event()
 
-    def unpack(saved: tuple[Tensor, Tensor | None, torch.cuda.Event | None]) -> Tensor:
-        tensor, host, event = saved
-        if host is None or event is None:
-            return tensor
-        torch.cuda.current_stream(device).wait_event(event)
-        return host.to(device, non_blocking=True)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
+def kept_bytes(footprint: Footprint, chunk_tokens: Sequence[int], plans: Sequence[Memory]) -> tuple[int, int]:
+    """(device, host) bytes that chunks under their plans keep between the passes, vectors apart."""
+    each = {"all": footprint.all, "boundaries": footprint.boundaries}
+    chunks = list(zip(chunk_tokens, plans, strict=True))
+    on_device = sum(t * each[p] for t, p in chunks if p in each)
+    return int(on_device), int(sum(t * footprint.boundaries for t, p in chunks if p == "offloaded"))

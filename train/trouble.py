@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..data.loader import Plan
 from .gather import Group
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 _NAMED = 20  # keys written out: a log line is for reading
 _NO_MEMORY = (
@@ -31,6 +35,22 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__
     return False
+
+
+def ran_out_of_memory(engine: Engine, work: Callable[[], object]) -> bool:
+    """Whether `work` ran out of memory here. Where forwards and backwards hold collectives, the others wait in one
+    already and cannot be told: the error is raised, and whoever started the ranks ends them."""
+    try:
+        work()
+    except Exception as error:
+        if (engine.sharded and engine.group.size > 1) or not is_out_of_memory(error):
+            raise
+    else:
+        return False
+    gc.collect()  # behind the handler, whose traceback held the graph
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return True
 
 
 def agree(group: Group, device: torch.device, **flags: bool) -> dict[str, bool]:

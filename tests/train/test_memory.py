@@ -1,14 +1,22 @@
 """What a graph keeps is measured, and the plan that fits a budget is chosen."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from omni2vec.data.types import Prompted
 from omni2vec.model.lora import Lora, attach
 from omni2vec.train.engine import Local
-from omni2vec.train.memory import Footprint, _container_bytes, choose, measure, saved_bytes
+from omni2vec.train.guard import smaller
+from omni2vec.train.memory import Footprint, _container_bytes, allot, choose, kept_bytes, measure, saved_bytes
+from omni2vec.train.offload import Saved, Shelf
 from omni2vec.train.optim import AdamW
+from omni2vec.train.probe import probe, settle
+from torch.utils.checkpoint import checkpoint
 
 from ..model.small import mixed, tiny
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def inputs_of(model, count=8):
@@ -76,3 +84,137 @@ def test_a_container_has_what_its_limit_leaves(tmp_path, most, used):
     assert _container_bytes(tmp_path) == 350
     (tmp_path / most).write_text("max\n")
     assert _container_bytes(tmp_path) is None
+
+
+PRINT = Footprint(10.0, 1.0)
+TOKENS = (100, 100, 50)
+
+
+@pytest.mark.parametrize(
+    ("budget", "host", "device", "expected"),
+    [
+        (2500, 0, CPU, ("all", "all", "all")),
+        (2499, 0, CPU, ("all", "all", "boundaries")),
+        (1200, 0, CPU, ("all", "boundaries", "boundaries")),
+        (1149, 0, CPU, ("boundaries", "boundaries", "all")),  # 450 more bytes for the short one, not 900
+        (250, 0, CPU, ("boundaries", "boundaries", "boundaries")),
+        (200, 0, CPU, ("boundaries", "boundaries", "vectors")),
+        (160, 900, CPU, ("boundaries", "vectors", "boundaries")),
+        (160, 900, CUDA, ("boundaries", "offloaded", "boundaries")),
+        (160, 99, CUDA, ("boundaries", "vectors", "boundaries")),
+        (0, 160, CUDA, ("offloaded", "vectors", "offloaded")),
+        (0, 0, CUDA, ("vectors", "vectors", "vectors")),
+    ],
+)
+def test_each_chunk_gets_what_the_budget_still_buys(budget, host, device, expected):
+    plans = allot(PRINT, TOKENS, budget, host, device)
+    assert plans == expected
+    kept = kept_bytes(PRINT, TOKENS, plans)
+    assert kept[0] <= budget
+    assert kept[1] <= (host if device.type == "cuda" else 0)
+
+
+def test_a_larger_budget_recomputes_less_but_for_what_does_not_divide_into_chunks():
+    tokens = tuple(torch.randint(10, 200, (12,), generator=torch.Generator().manual_seed(0)).tolist())
+    passes = {"vectors": 2, "offloaded": 1, "boundaries": 1, "all": 0}  # forwards beyond the first
+    spent = [
+        sum(t * passes[p] for t, p in zip(tokens, allot(PRINT, tokens, b, 200, CUDA), strict=True))
+        for b in range(0, 15_000, 250)
+    ]
+    assert spent[-1] == 0
+    assert max(b - a for a, b in pairwise(spent)) <= max(tokens)
+    assert sorted(spent, reverse=True)[::12] == spent[::12]  # in steps of more than a chunk's graph: never more
+
+
+def blocks(shelf, x, weights):
+    """Checkpointed blocks, as a backbone's: the graph keeps what each is given. Their output and all that was saved."""
+    saved = []
+
+    def pack(tensor):
+        saved.append((tensor.untyped_storage().data_ptr(), shelf.pack(tensor)))
+        return saved[-1][1]
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, shelf.unpack):
+        for w in weights:
+            x = checkpoint(lambda x, w: x + torch.tanh(x @ w), x, w, use_reentrant=False)
+    return x, saved
+
+
+def test_offloaded_boundaries_give_the_same_gradient_and_hold_no_device_memory():
+    torch.manual_seed(0)
+    first = torch.randn(256, 64)
+    weights = [torch.nn.Parameter(torch.randn(64, 64) / 8) for _ in range(6)]
+    shelf = Shelf(CPU)
+    x, saved = blocks(shelf, first * weights[0].sum(), weights)
+    moved = [(pointer, s) for pointer, s in saved if isinstance(s, Saved)]
+    assert len(moved) == 6
+    for pointer, s in moved:
+        assert s.host.untyped_storage().data_ptr() != pointer
+        assert not [v for v in vars(s).values() if isinstance(v, torch.Tensor) and v is not s.host]
+    got = torch.autograd.grad(x.square().sum(), weights)
+    y = first * weights[0].sum()
+    for w in weights:
+        y = y + torch.tanh(y @ w)
+    want = torch.autograd.grad(y.square().sum(), weights)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_what_is_saved_last_comes_back_first_and_brings_the_two_before_it():
+    weight = torch.nn.Parameter(torch.ones(64, 64))
+    shelf = Shelf(CPU)
+    saved = [shelf.pack(weight * i) for i in range(4)]
+    assert torch.equal(shelf.unpack(saved[3]), weight.detach() * 3)
+    assert [s.back is not None for s in saved] == [False, True, True, False]
+    assert torch.equal(shelf.unpack(saved[3]), weight.detach() * 3)  # a graph may be asked twice
+    assert shelf.pack(weight) is weight
+    small = (weight * 2)[0]
+    assert shelf.pack(small) is small
+
+
+def hungry(model, room):
+    """No memory for a chunk of more than `room` tokens: a failed allocation of torch's own."""
+    model.register_forward_pre_hook(
+        lambda _, args: torch.empty(1 << 60, dtype=torch.uint8) if len(args[0].ids) > room else None
+    )
+
+
+@pytest.mark.parametrize("memory", ["all", "boundaries", "offloaded", "vectors"])
+def test_a_probe_leaves_nothing_but_its_figure(memory):
+    model = tiny().train()
+    before, weights = torch.get_rng_state(), [p.detach().clone() for p in model.parameters()]
+    found = probe(Local(model, AdamW()), inputs_of(model), memory)
+    assert found.fits
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
+
+
+def test_a_probe_sees_at_least_the_gradient_and_the_graph():
+    torch.manual_seed(0)
+    model = tiny().train()
+    engine, inputs = Local(model, AdamW()), inputs_of(model, 64)
+    kept = measure(engine, inputs).all * len(inputs.ids)
+    peak = probe(engine, inputs, "all").peak
+    if not peak:
+        pytest.skip("this system does not tell a process's peak")
+    assert peak > 0.5 * kept  # freed pages of before are used again, so that not all of it is new
+
+
+def test_a_chunk_that_does_not_fit_is_halved_until_it_does():
+    model = tiny().train()
+    counts = {tokens: inputs_of(model, n) for tokens, n in ((400, 12), (200, 8), (100, 1))}
+    hungry(model, len(counts[200].ids) - 1)
+    engine = Local(model, AdamW())
+    assert not probe(engine, counts[200], "boundaries").fits
+    assert settle(engine, 400, 100, counts.__getitem__, "boundaries")[0] == 100
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(ValueError, match="out of memory with chunk_tokens=400, which the longest item"):
+        settle(engine, 400, 400, counts.__getitem__, "boundaries")
+    assert smaller(400, 100) == 200
+
+
+def test_another_error_is_raised_as_it_is():
+    model = tiny().train()
+    model.register_forward_pre_hook(lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        probe(Local(model, AdamW()), inputs_of(model), "all")
