@@ -6,11 +6,10 @@ Everything heavy is imported inside its verb, so that `omni2vec --help` answers 
 from __future__ import annotations
 
 import os
-import signal
+import re
 import sys
 import warnings
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -77,7 +76,10 @@ def quickstart(words: Words = None, into: Into = None) -> None:
 
     It is recipes/quickstart.py: copy that file to begin a recipe of your own.
     """
-    _run(Path(__file__).resolve().parent.parent / "recipes" / "quickstart.py", words or [], into, [])
+    from .command import Run
+
+    recipe = Path(__file__).resolve().parent.parent / "recipes" / "quickstart.py"
+    Run(recipe, tuple(words or ()), into, ranks=1).go(_say)  # it is too small to share
 
 
 @app.command(cls=Verb)
@@ -105,34 +107,30 @@ def run(
             "--redo", metavar="STEP", help="Remove this step, and those that stand on it, and make them anew."
         ),
     ] = None,
+    only: Annotated[
+        str, typer.Option("--only", metavar="STEP", help="Make this step alone; what it stands on must be done.")
+    ] = "",
+    ranks: Annotated[
+        int, typer.Option("--ranks", metavar="N", min=0, help="Processes of a step that trains. 0: one a GPU.")
+    ] = 0,
+    restarts: Annotated[
+        int, typer.Option("--restarts", metavar="N", min=0, help="New tries after a crash, without a new checkpoint.")
+    ] = 3,
 ) -> None:
     """Make every step of a recipe that is not done yet. After an interrupt or a kill, the same command goes on.
 
     omni2vec run recipes/quickstart.py
     omni2vec run recipes/real_mini.py data=../data --into runs/mine
     omni2vec run recipes/quickstart.py train.optimizer.lr=5e-4 --redo train
+    omni2vec run my_recipe.py --ranks 8
+    torchrun --nproc-per-node 8 -m omni2vec run my_recipe.py
+
+    Under torchrun, deepspeed or srun, all processes make the recipe together: docs/launch.md. Exit status 75: stopped
+    by the cluster; the same command goes on.
     """
-    _run(recipe, words or [], into, redo or [])
+    from .command import Run
 
-
-def _run(recipe: Path, words: list[str], into: Path | None, redo: list[str]) -> None:
-    from .load import load
-    from .run import run as make
-
-    loaded = load(recipe, words)
-    at = into or Path("runs") / loaded.name
-    signal.signal(signal.SIGTERM, _terminated)  # a cluster's notice is answered like Ctrl-C
-    try:
-        folder = make(loaded, at, redo, _say)
-    except KeyboardInterrupt:
-        _say(f"\nStopped. What is done stays in {at}; the same command goes on from there.")
-        raise SystemExit(130) from None
-    for page in sorted(p for s in loaded.steps for p in folder(s).glob("*.html")):
-        _say(f"report: {page}")
-
-
-def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    Run(recipe, tuple(words or ()), into, tuple(redo or ()), only, ranks, restarts).go(_say)
 
 
 def _say(line: str) -> None:
@@ -326,6 +324,8 @@ def doctor() -> None:
 def main() -> NoReturn:
     """The console script. Bad input is one panel and exit 2; OMNI2VEC_TRACEBACK=1 shows where it was raised."""
     _quiet()
+    # deepspeed gives it to every program that it starts; LOCAL_RANK says the same.
+    sys.argv[1:] = [word for word in sys.argv[1:] if not re.fullmatch(r"--local[-_]rank=\d+", word)]
     try:
         app()
     except (DataError, ImportError) as error:

@@ -87,7 +87,7 @@ def _opened(source: Any, where: Where) -> Rows:
 
 def differences(old: Any, new: Any, path: str) -> list[str]:
     """One line for every leaf in which two plain values differ: `train.optimizer.lr: 0.001 -> 0.0005`."""
-    before, after = dict(_leaves(old, path)), dict(_leaves(new, path))
+    before, after = dict(leaves(old, path)), dict(leaves(new, path))
     lines = []
     for key in [*before, *(k for k in after if k not in before)]:
         a, b = before.get(key, "(absent)"), after.get(key, "(absent)")
@@ -96,16 +96,17 @@ def differences(old: Any, new: Any, path: str) -> list[str]:
     return lines
 
 
-def _leaves(plain: Any, path: str) -> Iterator[tuple[str, str]]:
+def leaves(plain: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(path, value as text) of every leaf of a plain value."""
     if isinstance(plain, dict) and set(plain) == {"type", "value"}:
         yield path, str(plain["value"])
     elif isinstance(plain, dict) and set(plain) == {"step"}:
         yield path, f"step {plain['step']}"
     elif isinstance(plain, dict) and plain:
         for key, value in plain.items():
-            yield from [(path, str(value).rpartition(".")[2])] if key == "type" else _leaves(value, f"{path}.{key}")
+            yield from [(path, str(value).rpartition(".")[2])] if key == "type" else leaves(value, f"{path}.{key}")
     elif isinstance(plain, list) and plain:
         for i, value in enumerate(plain):
-            yield from _leaves(value, f"{path}.{i}")
+            yield from leaves(value, f"{path}.{i}")
     else:
         yield path, json.dumps(plain, ensure_ascii=False)

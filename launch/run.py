@@ -2,20 +2,23 @@
 
 A step is made in `NAME.partial` and renamed when it is whole, with done.json inside; so a folder `NAME` is always a
 finished step. After a kill, `make` begins with an empty folder again, unless the step's class says `resumes = True`:
-then it finds there what it had written.
+then it finds there what it had written. A step whose class says `parallel = True` may be made in several processes.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..data.types import Step
+from ..train.guard import WISH
 from . import facts
 from .digest import canonical, differences, step_digest
 from .graph import Recipe, needs
@@ -25,6 +28,7 @@ from .words import RecipeError, closest
 
 State = Literal["done", "unfinished", "new", "changed"]
 Say = Callable[[str], None]
+FINDINGS = ("failed.json", WISH)  # what a try leaves for the next one, no part of the output
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Folder:
 
     def started(self, step: Step) -> Path:
         return self.path / f"{step.name}.started.json"
+
+
+Make = Callable[[Step, Path, Folder], None]
 
 
 @dataclass(frozen=True)
@@ -110,18 +117,44 @@ def _read(path: Path) -> dict[str, Any] | None:
 # ---- the run
 
 
-def run(recipe: Recipe, at: Path, redo: Sequence[str] = (), say: Say = print) -> Folder:
-    """Makes every step that is not done. Raises RecipeError, before it makes anything, where a made step differs."""
+def make_here(step: Step, partial: Path, folder: Folder) -> None:
+    """In this process."""
+    step.make(partial, folder)
+
+
+def run(
+    recipe: Recipe, at: Path, redo: Sequence[str] = (), say: Say = print, only: str = "", parallel: Make = make_here
+) -> Folder:
+    """Makes every step that is not done, or that one of `only`. Raises RecipeError, before it makes anything, where a
+    made step differs. parallel: makes the steps that may have several ranks."""
     folder = Folder(at)
     at.mkdir(parents=True, exist_ok=True)
-    with locked(at):
+    # One step of several runs of the same recipe: as many jobs of a cluster may be at work in one folder.
+    with nullcontext() if only else locked(at / "run.lock", say):
         _remove(recipe, folder, redo, say)
         standings = survey(recipe, folder)
         _refuse_changed(standings, at)
-        _put(at / "record.json", write(recipe))
+        chosen = _chosen(standings, only, at)
+        record = write(recipe)
+        if _read(at / "record.json") != record:
+            put(at / "record.json", record)
         for place, standing in enumerate(standings, 1):
-            _advance(standing, folder, f"[{place}/{len(standings)}] {standing.step.name}", say)
+            if standing in chosen:
+                title = f"[{place}/{len(standings)}] {standing.step.name}"
+                _advance(standing, folder, title, say, parallel)
     return folder
+
+
+def _chosen(standings: Sequence[Standing], only: str, at: Path) -> Sequence[Standing]:
+    if not only:
+        return standings
+    by_name = {s.step.name: s for s in standings}
+    if only not in by_name:
+        raise RecipeError(f"--only {only}: no such step.{closest(only, by_name)} The steps are {', '.join(by_name)}.")
+    missing = [n for n in by_name[only].needs if by_name[n].state != "done"]
+    if missing and by_name[only].state != "done":
+        raise RecipeError(f"--only {only}: it stands on {', '.join(missing)}, not done yet in {at}; make that first.")
+    return [by_name[only]]
 
 
 def _remove(recipe: Recipe, folder: Folder, redo: Sequence[str], say: Say) -> None:
@@ -158,30 +191,45 @@ def _refuse_changed(standings: Sequence[Standing], at: Path) -> None:
     )
 
 
-def _advance(standing: Standing, folder: Folder, title: str, say: Say) -> None:
+def _advance(standing: Standing, folder: Folder, title: str, say: Say, parallel: Make) -> None:
     step = standing.step
     if standing.state == "done":
         say(f"{title}: done before, {folder(step)}")
         return
+    with locked(folder.path / f"{step.name}.lock", say):
+        if folder(step).exists():  # by another job, since we looked
+            say(f"{title}: done meanwhile, {folder(step)}")
+            return
+        spent = _made(standing, folder, title, say, parallel)
+    (folder.path / f"{step.name}.lock").unlink()
+    say(f"{title}: done in {spoken(spent)}, {folder(step)}")
+
+
+def _made(standing: Standing, folder: Folder, title: str, say: Say, parallel: Make) -> float:
+    """Makes a step in its partial folder and renames that. Returns the seconds spent, over all tries."""
+    step = standing.step
     partial = folder.partial(step)
     say(f"{title}: {'goes on, was stopped in ' + str(partial) if standing.state == 'unfinished' else 'starts'}")
     before = (_read(folder.started(step)) or {}) if standing.state == "unfinished" else {}
     spent = float(before.get("seconds", 0.0))
     started = {"digest": standing.digest, "step": standing.canonical, "tries": before.get("tries", 0) + 1}
-    _put(folder.started(step), started | {"seconds": spent})
+    put(folder.started(step), started | {"seconds": spent})
     if not getattr(type(step), "resumes", False) and partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
     begin = time.perf_counter()
     try:
-        step.make(partial, folder)
+        make = parallel if getattr(type(step), "parallel", False) else make_here
+        make(step, partial, folder)
     finally:
         spent = round(spent + time.perf_counter() - begin, 2)
-        _put(folder.started(step), started | {"seconds": spent})
-    _put(partial / "done.json", started | {"seconds": spent, "made_with": facts.environment()})
+        put(folder.started(step), started | {"seconds": spent})
+    for name in FINDINGS:
+        (partial / name).unlink(missing_ok=True)
+    put(partial / "done.json", started | {"seconds": spent, "made_with": facts.environment()})
     partial.rename(folder(step))
     folder.started(step).unlink()
-    say(f"{title}: done in {spoken(spent)}, {folder(step)}")
+    return spent
 
 
 def spoken(seconds: float) -> str:
@@ -192,8 +240,8 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-def _put(path: Path, value: Mapping[str, Any]) -> None:
+def put(path: Path, value: Mapping[str, Any]) -> None:
     """JSON, written aside and renamed."""
-    aside = path.with_name(path.name + ".new")
+    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
     aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     aside.replace(path)

@@ -1,0 +1,158 @@
+"""How a run makes a parallel step: in ranks on this machine, started again where that helps.
+
+launch/joined.py does the same where a launcher from outside has started this process, and others beside it.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..data.types import Step
+from ..train.guard import WISH, Restart
+from .board import opened
+from .place import Place, environment
+from .run import Folder, Say
+from .supervise import Grace, Rank, Signals, Verdict, listening, supervise, verdict
+
+TAIL = 30  # lines of a failed rank's log that are shown
+Once = Callable[[Signals], Verdict]
+
+
+class RankError(Exception):
+    """A step's ranks failed, and one of them has told why. status: the command's."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What every rank of a run is started with. recipe: the Python file that defines the recipe's own steps; restarts:
+    at most so many without progress."""
+
+    say: Say = print
+    recipe: Path | None = None
+    restarts: int = 3
+    grace: Grace = field(default_factory=Grace)
+
+    def rank(self, step: str, at: Path, place: Place, board: str) -> Rank:
+        """One rank's process. Rank 0 speaks on the terminal, the others in files."""
+        command = [sys.executable, "-m", f"{__package__}.worker", str(at), step]
+        command += ["--recipe", str(self.recipe)] if self.recipe else []
+        log = log_of(at, step, place.rank) if place.rank else None
+        return Rank(place.rank, tuple(command), environment(place, board), log)
+
+
+@dataclass
+class Here:
+    """Ranks on this machine, `wanted` of them or one a GPU (0); one alone is this very process."""
+
+    wanted: int = 0
+    ranks: Ranks = field(default_factory=Ranks)
+    tries: int = 0
+
+    @cached_property
+    def size(self) -> int:
+        if self.wanted:
+            return self.wanted
+        import torch
+
+        return max(1, torch.cuda.device_count())
+
+    def make(self, step: Step, partial: Path, folder: Folder) -> None:
+        """Makes a parallel step. Raises RankError, or Restart where we were told to stop."""
+        used = 0
+        if self.size == 1:
+            try:
+                return step.make(partial, folder)
+            except Restart as error:
+                if not (partial / WISH).exists():
+                    raise  # told to stop; a rank that wants to go on otherwise leaves a wish
+                self.ranks.say(f"{step.name}: {error.why}; starts again in a process of its own")
+                used = 1
+        attempts(lambda signals: self._once(step.name, partial, folder.path, signals), step, partial, self.ranks, used)
+
+    def _once(self, step: str, partial: Path, at: Path, signals: Signals) -> Verdict:
+        self.tries += 1
+        board, port, name = (*opened(), f"{step}/{self.tries}") if self.size > 1 else (None, 0, "")
+        places = [Place(r, self.size, r, self.size, "127.0.0.1", port) for r in range(self.size)]
+        statuses = supervise([self.ranks.rank(step, at, p, name) for p in places], signals, self.ranks.grace)
+        claim = board.under(name).look("claim") if board else _read(partial / "failed.json")
+        end = verdict(statuses, signals.seen, claim)
+        if end.status in (1, 2):  # not where a rank asked for a restart, and has said why
+            show_tail(at, step, end.rank, self.ranks.say)
+        return end
+
+
+def attempts(once: Once, step: Step, partial: Path, ranks: Ranks, used: int = 0) -> None:
+    """`once` until the step is made: again after a restart, while checkpoints come or restarts are left.
+
+    Raises RankError, Restart (told to stop) or KeyboardInterrupt (told to stop by Ctrl-C).
+    """
+    left, before = ranks.restarts - used, newest(partial)
+    while True:
+        (partial / "failed.json").unlink(missing_ok=True)
+        release_memory()
+        with listening() as signals:
+            end = once(signals)
+        if end.kind == "done" and not signals.seen:
+            return
+        if end.kind == "failed":
+            raise RankError(end.status, end.why)
+        if end.kind != "restart":
+            if end.status == 130:
+                raise KeyboardInterrupt
+            raise Restart(f"told to stop by {end.why}" if end.why else "told to stop")
+        now = newest(partial)
+        left, before = (ranks.restarts if now > before else left) - 1, now
+        if left < 0:
+            ranks.say(
+                f"{step.name}: {end.why}, {ranks.restarts + 1} times without a new checkpoint: given up. What is saved "
+                f"stays in {partial}. If nothing here explains it, look whether the host's memory was full (dmesg)."
+            )
+            raise RankError(1, end.why)
+        ranks.say(f"{step.name}: {end.why}; all ranks start again from {now or 'the beginning'}")
+
+
+def newest(partial: Path) -> str:
+    """The name of a stage's newest whole checkpoint; "" while there is none."""
+    return max((p.name for p in (partial / "checkpoints").glob("step-*") if p.suffix == ""), default="")
+
+
+def release_memory() -> None:
+    """What this process holds of a GPU's memory, from a step before, goes to the ranks."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def log_of(at: Path, step: str, rank: int) -> Path:
+    return at / "logs" / step / f"rank-{rank}.log"
+
+
+def show_tail(at: Path, step: str, rank: int, say: Say) -> None:
+    """The end of the log of a rank that failed; rank 0's was on the terminal."""
+    log = log_of(at, step, rank)
+    if rank == 0 or not log.is_file():
+        return
+    lines = log.read_text(errors="replace").splitlines()[-TAIL:]
+    say(f"{step}: rank {rank} failed; the end of {log}:")
+    for line in lines:
+        say(f"  {line}")
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text())
+        return found
+    except (OSError, ValueError):
+        return None
