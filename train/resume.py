@@ -1,6 +1,7 @@
-"""What must survive a kill: weights, moments, random state, counters. Safetensors and JSON, by parameter name.
+"""What must survive a kill: weights, moments and counters, whatever the number of ranks that saved or that resume.
 
-A checkpoint is written aside and renamed, so that one which is there is whole.
+A checkpoint is a folder that was written aside and renamed: one that is there is whole. No random state is in it, for
+every step is seeded anew from (seed, step, rank). What writes it is in snapshot.py.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from ..data.types import DataError
 from ..model.checkpoint import RECORD
-from .engine import Local
+from .engine import Engine
+from .gather import Group
+from .leave import everyone, together
+from .parts import Parts, Shapes, digest_of, name_of
 
 FOLDER = "checkpoints"
-_STATE, _WEIGHTS, _MOMENTS = "state.json", "weights.safetensors", "moments.safetensors"
+STATE = "state.json"
+FORMAT = 2  # 1: one process's weights.safetensors and moments.safetensors
 
 
 @dataclass
@@ -36,6 +39,15 @@ class State:
     stopped: bool = False
     memory: str = ""
     chunk_tokens: int = 0
+    scores: dict[int, float] = field(default_factory=dict)  # of the evaluations, by step
+    healthiest: dict[str, float] = field(default_factory=dict)  # what the collapse alarm compares with
+    loss_scale: tuple[float, int] = (1.0, 0)  # of float16, and good steps since it changed
+
+    @staticmethod
+    def of(raw: Mapping[str, Any]) -> State:
+        """From its JSON form, which has only strings for keys."""
+        scores = {int(s): v for s, v in raw.get("scores", {}).items()}
+        return State(**{**raw, "scores": scores, "loss_scale": tuple(raw.get("loss_scale", (1.0, 0)))})
 
 
 def path_of(out: Path, step: int) -> Path:
@@ -44,85 +56,127 @@ def path_of(out: Path, step: int) -> Path:
 
 def existing(out: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(p for p in (out / FOLDER).glob("step-*") if p.suffix == "" and (p / _STATE).is_file())
+    return sorted(p for p in (out / FOLDER).glob("step-*") if p.suffix == "" and (p / STATE).is_file())
 
 
-def _named(engine: Local) -> dict[int, str]:
-    return {id(p): n for n, p in engine.embedder.named_parameters()}
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, opened. base: the digest of the model that its stage started from, "" where none was given."""
+
+    folder: Path
+    state: State
+    base: str
+    parts: Parts
+
+    @property
+    def shapes(self) -> Shapes:
+        return self.parts.shapes
 
 
-def save(engine: Local, state: State, out: Path) -> Path:
-    """Write checkpoint `state.step`."""
-    from safetensors.torch import save_file
-
-    folder = path_of(out, state.step)
-    if folder.exists():
-        return folder
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    trained = {n: p.detach().cpu().contiguous() for n, p in engine.embedder.named_parameters() if p.requires_grad}
-    save_file(trained, aside / _WEIGHTS)
-    names, moments = _named(engine), {}
-    for parameter, values in engine.optimizer.state.items():
-        for key, value in values.items():
-            moments[f"{names[id(parameter)]}|{key}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    moments["rng|cpu"] = torch.get_rng_state()
-    if engine.device.type == "cuda":
-        moments["rng|cuda"] = torch.cuda.get_rng_state(engine.device)
-    save_file(moments, aside / _MOMENTS)
-    (aside / _STATE).write_text(json.dumps(asdict(state)))
-    aside.rename(folder)
-    return folder
+def opened(folder: Path, rank: int = 0, size: int = 1) -> Checkpoint:
+    """A checkpoint whose parts rank, rank + size, ... were read whole and found to be what was written. Raises
+    DataError with the part and what to do."""
+    raw = _record(folder)
+    files = [folder / name_of(i, len(raw["parts"])) for i in range(len(raw["parts"]))]
+    for file, wanted in zip(files, raw["parts"], strict=True):
+        if not file.is_file():
+            raise DataError(f"{file.name} of {folder} is missing; {_otherwise(folder)}")
+        if (found := file.stat().st_size) != wanted["bytes"]:
+            raise DataError(f"{file} has {found:,} bytes, {wanted['bytes']:,} were written; {_otherwise(folder)}")
+    for file, wanted in list(zip(files, raw["parts"], strict=True))[rank::size]:
+        if digest_of(file) != wanted["digest"]:
+            raise DataError(f"{file} is not what was written: its digest is another; {_otherwise(folder)}")
+    return Checkpoint(folder, State.of(raw["state"]), raw["base"], Parts(files))
 
 
-def load_weights(engine: Local, folder: Path) -> None:
-    """Trained parameters of a checkpoint, by name."""
-    from safetensors.torch import load_file
-
-    found = load_file(folder / _WEIGHTS)
-    wanted = {n: p for n, p in engine.embedder.named_parameters() if p.requires_grad}
-    if set(found) != set(wanted):
-        odd = sorted(set(found) ^ set(wanted))
-        raise ValueError(
-            f"{folder}: its trained parameters are not this stage's ({odd[0]} and {len(odd) - 1} more differ)"
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        raw: dict[str, Any] = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: no checkpoint, its {STATE} cannot be read ({error})") from error
+    if (form := raw.get("format", 1)) != FORMAT:
+        age = "an older" if form < FORMAT else "a newer"
+        raise DataError(
+            f"{folder}: was written by {age} omni2vec (format {form}; this one reads {FORMAT}); end the run with the "
+            f"version that began it, or remove {folder.parent} to train the stage from its start"
         )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(found[name])
+    return raw
 
 
-def load(engine: Local, folder: Path) -> State:
-    """Put weights, moments and random state back; returns the counters."""
-    from safetensors.torch import load_file
-
-    load_weights(engine, folder)
-    moments: Mapping[str, Tensor] = load_file(folder / _MOMENTS)
-    names = {n: i for i, n in _named(engine).items()}
-    by_id = {id(p): p for p in engine.parameters}
-    for key, value in moments.items():
-        name, what = key.rsplit("|", 1)
-        if name == "rng":
-            continue
-        parameter = by_id[names[name]]
-        place: Any = engine.optimizer.state[parameter]
-        place[what] = value.to(parameter.device) if what != "step" or parameter.is_cuda else value
-    torch.set_rng_state(moments["rng|cpu"])
-    if "rng|cuda" in moments and engine.device.type == "cuda":
-        torch.cuda.set_rng_state(moments["rng|cuda"], engine.device)
-    return State(**json.loads((folder / _STATE).read_text()))
+def _otherwise(folder: Path) -> str:
+    """What to do about a checkpoint that is damaged."""
+    older = [p.name for p in existing(folder.parent.parent) if p.name < folder.name]
+    return f"remove that folder to resume from {older[-1] if older else 'the beginning'}"
 
 
-def prune(out: Path, keep: int, state: State) -> None:
-    """Leave the newest `keep` checkpoints, and the best."""
+def load(engine: Engine, folder: Path, group: Group | None = None, base: str = "") -> State:
+    """Put weights and moments back, and give the counters. All ranks call it; those that wrote may have been more or
+    fewer. base: digest of the model that the stage starts from, compared with the checkpoint's unless either is "".
+
+    Rank 0 raises DataError where the checkpoint is damaged, of an older format or of another model, the others Left.
+    """
+    group = group or Group()
+    found = together(group, lambda: opened(folder, group.rank, group.size))
+    own = {p.name: list(p.shape) for p in engine.pieces() if p.kind == "weight"}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for each in everyone(group, own):
+        assert isinstance(each, dict)
+        shapes.update({name: tuple(shape) for name, shape in each.items()})
+    together(group, lambda: same_model(found, shapes, base))
+    engine.restore(found.parts.read)
+    return found.state
+
+
+def same_model(found: Checkpoint, shapes: Shapes, base: str = "") -> None:
+    """Raises DataError unless the checkpoint's parameters are those in `shapes`, and its stage started from `base`."""
+    saved = found.shapes
+    odd = sorted(n for n in saved.keys() | shapes.keys() if saved.get(n) != shapes.get(n))
+    if odd:
+        here, there = shapes.get(odd[0]), saved.get(odd[0])
+        given = f"{'not trained' if there is None else there} there, {'not trained' if here is None else here} here"
+        raise DataError(
+            f"{found.folder}: is of another model: {odd[0]} is {given}, and {len(odd) - 1} more of {len(saved)} "
+            f"parameters differ; give the stage the model, adapter and frozen parts that it was saved with, or remove "
+            f"{found.folder.parent} to train it from its start"
+        )
+    if base and found.base and base != found.base:
+        raise DataError(
+            f"{found.folder}: its stage started from a model with digest {found.base}, this one from {base}: what is "
+            f"not trained differs; put that model back, or remove {found.folder.parent} to train from the start"
+        )
+
+
+def best_steps(state: State, count: int) -> list[int]:
+    """The `count` best-scored steps, the best first; of equal ones the earlier."""
+    return sorted(state.scores, key=lambda step: (-state.scores[step], step))[:count]
+
+
+def prune(out: Path, keep: int, state: State, keep_best: int = 1) -> None:
+    """Leave the newest `keep` checkpoints, the `keep_best` best-scored of those that are there, and the best."""
     found = existing(out)
-    best = path_of(out, state.best_step) if state.best is not None else None
+    there = {p.name for p in found}
+    scored = [path_of(out, s) for s in best_steps(state, len(state.scores))]
+    kept = set([p for p in scored if p.name in there][:keep_best])
+    if state.best is not None:
+        kept.add(path_of(out, state.best_step))
     for folder in found[:-keep] if keep else found:
-        if folder != best:
-            # Renamed first: a kill in the middle must not leave half of a checkpoint under a whole one's name.
-            gone = folder.with_name(folder.name + ".gone")
-            folder.rename(gone)
-            shutil.rmtree(gone)
+        if folder not in kept:
+            remove(folder)
+
+
+def remove(folder: Path) -> None:
+    """Renamed first: a kill in the middle must not leave half of a checkpoint under a whole one's name."""
+    gone = folder.with_name(folder.name + ".gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # what a file system keeps for a while, the next start removes
+
+
+def clean(out: Path) -> None:
+    """Remove what a kill has left half written or half removed. Nobody may be saving."""
+    for pattern in ("*.partial", "*.gone"):
+        for folder in (out / FOLDER).glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def close(out: Path) -> None:
