@@ -144,8 +144,9 @@ class Rows:
         self.buffers: list[Tensor | None] = [None, None]
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        """By the queries and by the scale. d loss / d scale = sum_ij G_ij cos_ij, which the query's gradient before
-        scaling already holds."""
+        """By the queries and by the scale, once all is pushed. d loss / d scale = sum_ij G_ij cos_ij, which the query's
+        gradient before scaling already holds."""
+        self.buffers = [None, None]
         d_scale = (self.d_query * self.query).sum()
         return self.d_query.mul_(self.scale), d_scale
 
