@@ -1,35 +1,50 @@
-"""Next batch -> step -> log -> save -> evaluate, until the stage is done; the same from the start or after a kill."""
+"""Next batch -> step -> log -> save -> evaluate, until the stage is done; the same from the start or after a kill, on
+one rank or many."""
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..data.counter import bits
 from ..data.loader import Loader, Plan
 from ..data.types import Clock, Where
-from ..model.lora import merged
 from ..model.types import Inputs
 from . import resume
-from .engine import Local
-from .memory import choose, free_bytes, measure
+from .alarm import Collapse
+from .begin import counter, tasks_of, where_from
+from .consolidate import complete, export
+from .engine import Engine, Updated
+from .gather import Group
+from .guard import WISH, Restart, Signals, smaller, wish
+from .health import Health, look
+from .loss import Bound
 from .monitor import Monitor, Update
+from .precision import LossScale
 from .resume import State
-from .step import Memory, cached_step
+from .snapshot import Saver
+from .spread import Together
+from .step import Done, Memory, NoMemoryError, cached_step
+from .timing import Stopwatch
+from .trouble import Patience, agree, blame, is_out_of_memory
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ..eval.types import Task
     from .stage import Stage
 
-_HOPELESS = 20  # steps in a row whose gradient is not finite: nothing will be learned any more
-_CAP = {"cuda": 16_384, "cpu": 4_096}  # tokens a chunk: beyond this a larger one is no faster, only larger
+_EVALUATION_S = 6 * 3600.0  # that an evaluation may take before a rank in it is said to hang
 
 _NOTHING = (
     "no row of this step teaches anything: InfoNCE needs positives and negatives (two different rows a sub-batch, or "
@@ -38,107 +53,237 @@ _NOTHING = (
 
 
 def run(stage: Stage, out: Path, where: Where) -> None:
-    """Train `stage` and leave the embedder's folder in `out`."""
-    if resume.closed(out):  # killed between its end and the record of it
-        print(f"stage {stage.name!r}: {out} holds its finished output; nothing is left to train", file=sys.stderr)
+    """Train `stage` and leave the embedder's folder in `out`. Every rank calls it; Restart where it has been asked to
+    end, or must begin again, and has saved."""
+    group = Group.current()
+    if group.exchange(bytes([group.rank == 0 and resume.closed(out)]))[0] == b"\x01":
+        if group.rank == 0:  # killed between its end and the record of it
+            print(f"stage {stage.name!r}: {out} holds its finished output; nothing is left to train", file=sys.stderr)
         return
-    torch.manual_seed(stage.seed)
-    engine = stage.engine(stage.load(where))
-    found = resume.existing(out)
-    state = resume.load(engine, found[-1]) if found else State()
-    tasks = _tasks(stage, where)
-    engine.embedder.train()
-    if not state.chunk_tokens:
-        state = _measured(stage, engine, where, state)
-    with (
-        stage.loader(engine.embedder, where, state.chunk_tokens, state) as loader,
-        Monitor(out, total=stage.steps, stage=stage.name, start=state.step, wandb=stage.wandb) as monitor,
-    ):
-        monitor.event(max(state.step - 1, 0), "start", {"memory": state.memory, "chunk_tokens": state.chunk_tokens})
-        if not state.stopped:
-            _steps(stage, engine, loader, monitor, state, out, tasks)
-    if stage.take == "best" and state.best is not None:
-        resume.load_weights(engine, resume.path_of(out, state.best_step))
-    _finish(engine, out)
-
-
-def _measured(stage: Stage, engine: Local, where: Where, state: State) -> State:
-    """Memory plan and tokens a chunk, from the bytes that the first batch's longest rows are seen to keep."""
-    device = engine.device
-    budget = int(stage.memory_gb * 2**30) or free_bytes(device) // 2
-    with stage.loader(engine.embedder, where, 1 << 40) as loader:
-        plan = loader.plan(0)
-        longest = max(c.tokens for c in plan.costs)
-        fixed = stage.chunk_tokens
-        tokens = int(fixed) if fixed != "auto" else max(_CAP.get(device.type, 4096), longest)
-        if stage.memory == "auto" or fixed == "auto":
-            loader.budget = max(2 * longest, 1024) if fixed == "auto" else tokens
-            small = loader.plan(0)
-            footprint = measure(engine, loader.again(small, 0))
-            if fixed == "auto":
-                # A chunk is recomputed with all its activations, whatever the plan: a quarter of the budget.
-                tokens = max(longest, min(tokens, int(budget / 4 / max(footprint.all, 1.0))))
-            host = free_bytes(torch.device("cpu")) // 2
-            memory: str = stage.memory
-            if memory == "auto":
-                memory = choose(footprint, int(1.2 * plan.tokens), budget - budget // 4, device, host)
-        else:
-            memory = stage.memory
-    return replace(state, memory=memory, chunk_tokens=tokens)
-
-
-def _steps(
-    stage: Stage,
-    engine: Local,
-    loader: Loader[Inputs],
-    monitor: Monitor,
-    state: State,
-    out: Path,
-    tasks: Sequence[Task],
-) -> None:
-    bounds, began, told, in_a_row = stage.bounds(), time.perf_counter(), False, 0
-    memory: Memory = state.memory  # type: ignore[assignment]
-    for plan, chunks in loader:
-        clock = Clock(plan.step, plan.step / stage.steps, stage.seed)
-        done = cached_step(engine, plan, chunks, bounds, clock, memory, loader.again)
-        updated = engine.update(plan.step, stage.steps)
-        state.step = plan.step + 1
-        state.skipped_steps += not updated.applied
-        in_a_row = 0 if updated.applied else in_a_row + 1
-        if in_a_row == _HOPELESS:
-            raise ValueError(
-                f"stage {stage.name!r}: the gradient was not finite for {_HOPELESS} steps in a row, up to step "
-                f"{plan.step}; lower the rate or the scale, or look at the rows with `omni2vec show RECIPE --batch`"
+    torch.manual_seed(stage.seed)  # new parts are drawn from it
+    base = stage.base(where)
+    embedder = stage.load(where)
+    count = counter(embedder)
+    engine = stage.engine(embedder, group)
+    tasks = tasks_of(stage, where)
+    state = State()
+    try:
+        state = where_from(stage, engine, out, where, base)
+        if state.step:
+            engine.loss_scale = LossScale(*state.loss_scale)
+        engine.embedder.train()
+        with contextlib.ExitStack() as stack:
+            saver = stack.enter_context(
+                Saver(engine, out, group, keep=stage.keep, keep_best=stage.keep_best, base=base)
             )
-        skipped = loader.skipped
-        state.skipped_sources, state.skipped_keys = dict(skipped.sources), list(skipped.keys)
-        now = time.perf_counter()
-        monitor.update(
+            loader = stack.enter_context(stage.loader(engine.embedder, where, state.chunk_tokens, state, group))
+            monitor = stack.enter_context(_monitor(stage, out, state)) if group.rank == 0 else None
+            signals = stack.enter_context(Signals())
+            dog = stack.enter_context(Watchdog(group.rank, group.size, out, limit_s=stage.stall_s))
+            training = _Training(stage, engine, loader, monitor, saver, state, out, tasks, signals, dog, count)
+            training.say("start", {"memory": state.memory, "chunk_tokens": state.chunk_tokens})
+            if not state.stopped:
+                training.go()
+    except Exception as error:
+        if is_out_of_memory(error):  # alone with it: the other ranks wait in a collective, and are ended
+            if state.chunk_tokens:
+                wish(out, "out of memory", chunk_tokens=max(state.chunk_tokens // 2, 1))
+            raise Restart(f"out of memory on rank {group.rank}") from error
+        raise
+    _finish(stage, engine, state, out, where, base)
+
+
+def _monitor(stage: Stage, out: Path, state: State) -> Monitor:
+    return Monitor(out, total=stage.steps, stage=stage.name, start=state.step, wandb=stage.wandb)
+
+
+@dataclass
+class _Training:
+    stage: Stage
+    engine: Engine
+    loader: Loader[Inputs]
+    monitor: Monitor | None
+    saver: Saver
+    state: State
+    out: Path
+    tasks: Sequence[Task]
+    signals: Signals
+    dog: Watchdog
+    count: Callable[[Inputs], float] | None
+    told: bool = False
+
+    def __post_init__(self) -> None:
+        self.watch = Stopwatch(self.engine.device)
+        self.patience, self.collapse = Patience(self.stage.name), Collapse(best=self.state.healthiest)
+        self.began = time.perf_counter()
+
+    def section(self, name: str) -> AbstractContextManager[None]:
+        self.dog.beat(self.state.step, name)
+        return self.watch(name)
+
+    @property
+    def group(self) -> Group:
+        return self.engine.group
+
+    def say(self, name: str, values: dict[str, object], step: int | None = None) -> None:
+        if self.monitor is not None:
+            self.monitor.event(max(self.state.step - 1, 0) if step is None else step, name, values)
+
+    def go(self) -> None:
+        bounds, state, engine = self.stage.bounds(), self.state, self.engine
+        for plan, chunks in self.watched():
+            torch.manual_seed(bits(self.stage.seed, "step", plan.step, self.group.rank))
+            done, updated = self.step(plan, chunks, bounds)
+            state.step = plan.step + 1
+            state.skipped_steps += not updated.applied
+            state.loss_scale = (engine.loss_scale.value, engine.loss_scale.good)
+            if self.group.size > 1:
+                self.loader.failed(plan, done.failed)
+            skipped = self.loader.skipped
+            state.skipped_sources, state.skipped_keys = dict(skipped.sources), list(skipped.keys)
+            self.log(plan, done, updated)
+            if not updated.applied:
+                self.say("step skipped", blame(done.vectors, done.losses, plan).event(), plan.step)
+            self.patience.note(plan.step, updated.applied)
+            if self.after():
+                break
+        self.saver.save(state, background=False)
+
+    def watched(self) -> Iterator[tuple[Plan, Iterator[Inputs]]]:
+        return self.watch.over("plan", self.loader)
+
+    def step(self, plan: Plan, chunks: Iterator[Inputs], bounds: Sequence[Bound]) -> tuple[Done, Updated]:
+        stage, engine = self.stage, self.engine
+        clock = Clock(plan.step, plan.step / stage.steps, stage.seed)
+        memory: Memory = self.state.memory  # type: ignore[assignment]
+        try:
+            done = cached_step(
+                engine, plan, chunks, bounds, clock, memory, self.loader.again, watch=self.section, count=self.count
+            )
+        except NoMemoryError as error:
+            self.shrink(plan, str(error))
+        if not done.finite:
+            engine.forget()
+            return done, Updated(float("nan"), stage.optimizer.lr_at(plan.step, stage.steps), False)
+        with self.watch("update"):
+            return done, engine.update(plan.step, stage.steps)
+
+    def shrink(self, plan: Plan, why: str) -> None:
+        """Save the weights as they were before this step, and begin again with it, in smaller chunks."""
+        self.engine.forget()
+        tokens = smaller(self.state.chunk_tokens, max(c.tokens for c in plan.costs), self.stage.name)
+        self.say("out of memory", {"chunk_tokens": tokens, "was": self.state.chunk_tokens}, plan.step)
+        self.state.chunk_tokens = tokens
+        self.saver.save(self.state, background=False)
+        if self.group.rank == 0:
+            wish(self.out, "out of memory", chunk_tokens=tokens)
+        raise Restart(f"{why}; step {plan.step} begins again with chunk_tokens={tokens:,}")
+
+    def log(self, plan: Plan, done: Done, updated: Updated) -> None:
+        times = self.watch.split()
+        if self.monitor is None:
+            return
+        now, names, health = time.perf_counter(), self.loader.names, self.look(plan, done)
+        each = [sum(c.tokens for c in of_rank) for of_rank in plan.ranks]
+        cuda = self.engine.device.type == "cuda"
+        self.monitor.update(
             Update(
                 step=plan.step,
                 loss=done.loss,
                 losses=done.losses,
                 lr=updated.lr,
                 norm=updated.norm,
-                scale=float(engine.embedder.scale.detach()),
+                scale=float(done.scale),
                 tokens=plan.tokens,
                 rows=done.rows,
                 chunks=len(plan.chunks),
-                seconds=now - began,
-                skipped_rows=len(state.skipped_keys),
-                skipped_steps=state.skipped_steps,
-                epochs=_epochs(loader, plan),
-                shrunk=_count(loader.names, plan, [c.shrunk for c in plan.costs]),
-                cut=_count(loader.names, plan, [c.cut > 0 for c in plan.costs]),
-                peak_bytes=torch.cuda.max_memory_allocated() if engine.device.type == "cuda" else 0,
+                seconds=now - self.began,
+                skipped_rows=len(self.state.skipped_keys),
+                skipped_steps=self.state.skipped_steps,
+                epochs=_epochs(self.loader, plan),
+                shrunk=_count(names, plan, [c.shrunk for c in plan.costs]),
+                cut=_count(names, plan, [c.cut > 0 for c in plan.costs]),
+                peak_bytes=torch.cuda.max_memory_allocated() if cuda else 0,
+                host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                world=self.group.size,
+                flops=done.flops,
+                computed_tokens=plan.tokens + done.dummies,
+                imbalance=max(each) * len(each) / max(sum(each), 1),
+                times=times,
+                accuracy=health.accuracy,
+                alignment=health.alignment,
+                uniformity=health.uniformity,
+                effective_rank=health.effective_rank,
+                source_losses={names[s]: v for s, v in health.losses.items()},
+                source_accuracies={names[s]: v for s, v in health.accuracies.items()},
             )
         )
-        began = now
-        if updated.norm == 0 and not told:
-            monitor.event(plan.step, "no gradient", {"why": _NOTHING})
-            told = True
-        if _after(stage, engine, monitor, state, out, tasks):
-            break
+        self.began = now
+        if updated.norm == 0 and not self.told:
+            self.say("no gradient", {"why": _NOTHING}, plan.step)
+            self.told = True
+
+    def look(self, plan: Plan, done: Done) -> Health:
+        checkup = self.stage.checkup
+        if not checkup.every or plan.step % checkup.every or not done.finite:
+            return Health()
+        keep = torch.ones(len(plan.keys), dtype=torch.bool)
+        keep[list(done.failed)] = False
+        found = look(
+            done.vectors, plan.relation, sample=checkup.sample, seed=bits(self.stage.seed, "look", plan.step),
+            scale=float(done.scale), keep=keep,
+        )  # fmt: skip
+        chance = 1 / max(len(plan.relation.owner), 1)
+        if alarm := self.collapse.look(found.effective_rank, found.accuracy, chance):
+            self.say("collapse", dict(alarm), plan.step)
+        self.state.healthiest = self.collapse.state
+        return found
+
+    def after(self) -> bool:
+        """Evaluate and save where it is time; True to stop. Restart where a signal asked for it."""
+        stage, state = self.stage, self.state
+        check, last = stage.validate, state.step == stage.steps
+        if check is not None and (state.step % check.every == 0 or last):
+            self.evaluate()
+        better = check is not None and state.best_step == state.step
+        flags = agree(self.group, self.engine.device, asked=bool(self.signals.asked), unsaved=self.saver.failed)
+        if flags["unsaved"]:
+            self.saver.wait()
+        if flags["asked"] and not last and not state.stopped:
+            self.saver.save(state, background=False)
+            self.say("asked to end", {"signal": self.signals.asked or "on another rank"})
+            raise Restart(f"asked to end; saved at step {state.step}")
+        if state.step % stage.save_every == 0 or better:
+            self.saver.save(state)
+            self.honoured()
+        return state.stopped
+
+    def honoured(self) -> None:
+        """A wish of the last start is in the state now, which has been saved."""
+        if self.group.rank == 0:
+            (self.out / WISH).unlink(missing_ok=True)
+
+    def evaluate(self) -> None:
+        from ..eval.evaluate import evaluate
+
+        check, state = self.stage.validate, self.state
+        assert check is not None
+        self.dog.beat(state.step, "evaluation", allow_s=_EVALUATION_S)
+        report = evaluate(Together(self.engine), self.tasks, draws=2, progress=False)
+        self.engine.embedder.train()
+        scores = {t.name: t.score.value for t in report.tasks}
+        scores["mean"] = sum(scores.values()) / len(scores)
+        # One rank's word for all: they must stop together, whatever a kernel rounds otherwise elsewhere.
+        score = float(self.group.exchange(repr(scores[check.metric]).encode())[0])
+        self.say("evaluation", {k: round(v, 4) for k, v in scores.items()})
+        better = state.best is None or score > state.best + check.gain
+        state.without_gain = 0 if better else state.without_gain + 1
+        state.scores[state.step] = score
+        if better:
+            state.best, state.best_step = score, state.step
+        state.stopped = bool(check.patience) and state.without_gain >= check.patience
+        if state.stopped:
+            self.say("stopped early", {"best": state.best, "best_step": state.best_step})
 
 
 def _epochs(loader: Loader[Inputs], plan: Plan) -> dict[str, float]:
@@ -154,63 +299,20 @@ def _count(names: Sequence[str], plan: Plan, marked: Sequence[bool]) -> dict[str
     return dict(found)
 
 
-def _after(stage: Stage, engine: Local, monitor: Monitor, state: State, out: Path, tasks: Sequence[Task]) -> bool:
-    """Evaluate and save where it is time; True to stop."""
-    check, last = stage.validate, state.step == stage.steps
-    if check is not None and (state.step % check.every == 0 or last):
-        score = _evaluate(check.metric, engine, monitor, state, tasks)
-        better = state.best is None or score > state.best + check.gain
-        state.without_gain = 0 if better else state.without_gain + 1
-        if better:
-            state.best, state.best_step = score, state.step
-        state.stopped = bool(check.patience) and state.without_gain >= check.patience
-        if state.stopped:
-            monitor.event(state.step - 1, "stopped early", {"best": state.best, "best_step": state.best_step})
-        if better:
-            resume.save(engine, state, out)
-    if state.step % stage.save_every == 0 or last or state.stopped:
-        resume.save(engine, state, out)
-        resume.prune(out, stage.keep, state)
-    return state.stopped
-
-
-def _tasks(stage: Stage, where: Where) -> list[Task]:
-    """What `validate` scores on, read once. A metric that will not be there is refused before the first step."""
-    from ..eval.evaluate import tasks_of
-
-    check = stage.validate
-    if check is None:
-        return []
-    tasks = tasks_of(check.data, where, check.limit)
-    if check.metric != "mean" and check.metric not in (names := [t.name for t in tasks]):
-        raise ValueError(
-            f"stage {stage.name!r}: validate.metric={check.metric!r}; expected 'mean' or one of {', '.join(names)}"
-        )
-    return tasks
-
-
-def _evaluate(metric: str, engine: Local, monitor: Monitor, state: State, tasks: Sequence[Task]) -> float:
-    from ..eval.evaluate import evaluate
-
-    with torch.random.fork_rng(devices=[engine.device] if engine.device.type == "cuda" else []):
-        report = evaluate(engine.embedder, tasks, draws=2, progress=False)
-    scores = {t.name: t.score.value for t in report.tasks}
-    engine.embedder.train()
-    scores["mean"] = sum(scores.values()) / len(scores)
-    monitor.event(state.step - 1, "evaluation", {k: round(v, 4) for k, v in scores.items()})
-    return scores[metric]
-
-
-def _finish(engine: Local, out: Path) -> None:
+def _finish(stage: Stage, engine: Engine, state: State, out: Path, where: Where, base: str) -> None:
     """The embedder's folder into `out`; then the checkpoints may go. Killed on the way, it is done once more; killed
-    behind it, `finished` says so."""
-    embedder = engine.embedder.eval()
-    if embedder.adapter is not None and not embedder.adapter.active_peft_config.base_model_name_or_path:
-        embedder = merged(embedder)  # it stands on an earlier adapter that was merged in: no folder holds its base
-    for leftover in out.glob("final*"):
-        shutil.rmtree(leftover)
-    whole = embedder.save(out / "final")
-    for file in whole.iterdir():
-        file.replace(out / file.name)
-    whole.rmdir()
-    resume.close(out)
+    behind it, `finished` says so. Rank 0 writes, from a checkpoint where no rank has the weights whole and exact."""
+    best = stage.take == "best" and state.best is not None
+    if engine.group.rank == 0:
+        for leftover in out.glob("final*"):
+            shutil.rmtree(leftover)
+        if best or engine.sharded or stage.precision != "fp32":
+            chosen = resume.path_of(out, state.best_step if best else state.step)
+            whole = export(stage, chosen, out / "final", where, base)
+        else:
+            whole = complete(engine.embedder).save(out / "final")
+        for file in whole.iterdir():
+            file.replace(out / file.name)
+        whole.rmdir()
+        resume.close(out)
+    engine.group.barrier()

@@ -14,13 +14,17 @@ from ..model.embedder import Embedder, Fixed, Learned
 from ..model.lora import Lora
 from ..model.pool import Pooling
 from ..model.types import Attention, Inputs
-from .engine import Local, Precision
+from .engine import Engine, Precision
+from .gather import Group
+from .health import Checkup
+from .loss import Bound
 from .monitor import Wandb
 from .objectives.infonce import InfoNCE
 from .objectives.types import Objective
 from .optim import AdamW
 from .resume import State
-from .step import Bound, Memory
+from .step import Memory
+from .zero import Zero
 
 _WORDS: Mapping[str, tuple[str | None, ...]] = {
     "precision": get_args(Precision),
@@ -51,11 +55,15 @@ class Stage:
 
     objectives: by name; a feed names the one that its rows go to. batch, sub_batch: rows; sub_batch 0 is the whole
     batch. chunk_tokens: tokens of a packed row, "auto" to measure what fits. memory: see train/step.py; "auto" is the
-    fastest that fits memory_gb (0: half of what is free). clip: greatest gradient norm. keep: newest checkpoints kept;
-    take: which weights are the output.
+    fastest that fits memory_gb (0: half of what is free). clip: greatest gradient norm. keep, keep_best: newest, and
+    best-scored, checkpoints kept; take: which weights are the output. precision: see train/precision.py. zero: how
+    the state is split over the ranks; None is whole weights on each. compile: torch.compile, block by block. checkup:
+    how often the vectors are looked at. stall_s: seconds without progress until a rank is said to hang; 0 is ten times
+    a step, at least five minutes.
     """
 
     resumes = True  # after a kill, `make` finds its checkpoints
+    parallel = True  # `make` is called by every rank of a group, where there is one
     name: str
     model: Step | str
     feeds: tuple[Feed, ...]
@@ -71,6 +79,8 @@ class Stage:
     attention: Attention | None = None
     limits: Limits | None = None
     precision: Precision = "fp32"
+    zero: Zero | None = field(default=None, compare=False)
+    compile: bool = field(default=False, compare=False)
     memory: Memory | Literal["auto"] = "auto"
     memory_gb: float = field(default=0.0, compare=False)
     chunk_tokens: int | Literal["auto"] = "auto"
@@ -78,6 +88,7 @@ class Stage:
     validate: Validate | None = None
     save_every: int = field(default=200, compare=False)
     keep: int = field(default=1, compare=False)
+    keep_best: int = field(default=1, compare=False)
     take: Literal["last", "best"] = "last"
     workers: int = field(default=0, compare=False)
     prefetch: int = field(default=2, compare=False)
@@ -85,6 +96,8 @@ class Stage:
     max_skipped: int = field(default=100, compare=False)
     seed: int = 0
     wandb: Wandb | None = field(default=None, compare=False)
+    checkup: Checkup = field(default_factory=Checkup, compare=False)
+    stall_s: float = field(default=0.0, compare=False)
     device: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -119,6 +132,8 @@ class Stage:
             ("memory_gb", self.memory_gb, 0),
             ("save_every", self.save_every, 1),
             ("keep", self.keep, 0),
+            ("keep_best", self.keep_best, 0),
+            ("stall_s", self.stall_s, 0),
             ("validate.every", every, 1),
         ):
             if not number >= least:
@@ -127,7 +142,7 @@ class Stage:
             raise ValueError(f"stage {self.name!r}: objectives[{empty[0]!r}] is empty; give it one, such as InfoNCE()")
 
     def make(self, out: Path, where: Where) -> None:
-        """Train, from where a killed run left off if `out` holds its checkpoints."""
+        """Train, from where a killed run left off if `out` holds its checkpoints. Called by all ranks of a group."""
         from .loop import run
 
         run(self, out, where)
@@ -144,6 +159,12 @@ class Stage:
             Bound(name, tuple(objectives), frozenset(i for i, f in enumerate(self.feeds) if f.objective == name))
             for name, objectives in self.objectives.items()
         )
+
+    def base(self, where: Where) -> str:
+        """The digest of the model that this stage starts from: what is not trained is in no checkpoint."""
+        from ..model.checkpoint import digest_of_folder
+
+        return digest_of_folder(self.model if isinstance(self.model, str) else str(where(self.model)))
 
     def load(self, where: Where) -> Embedder:
         """The model that this stage starts from, with its parts frozen and adapters attached."""
@@ -172,8 +193,10 @@ class Stage:
         freeze(embedder, self.freeze)
         return embedder
 
-    def loader(self, embedder: Embedder, where: Where, budget: int, state: State | None = None) -> Loader[Inputs]:
-        """This stage's batches, from where `state` stands."""
+    def loader(
+        self, embedder: Embedder, where: Where, budget: int, state: State | None = None, group: Group | None = None
+    ) -> Loader[Inputs]:
+        """This stage's batches, from where `state` stands; of a group, this rank's chunks of them."""
         state = state or State()
         return Loader(
             [feed.source.open(where) for feed in self.feeds],
@@ -193,11 +216,14 @@ class Stage:
             stop=self.steps,
             stage=self.name,
             skipped=Skipped(state.skipped_sources, tuple(state.skipped_keys)),
-            stretch=self.chunk_tokens == "auto",
+            stretch=self.chunk_tokens == "auto" or budget < self.chunk_tokens,  # halved for want of memory
+            ranks=(group or Group()).ranks,
         )
 
-    def engine(self, embedder: Embedder) -> Local:
-        return Local(embedder, self.optimizer, self.precision, self.clip)
+    def engine(self, embedder: Embedder, group: Group | None = None) -> Engine:
+        from .zero_engine import engine_of
+
+        return engine_of(embedder, self.optimizer, self.precision, self.clip, group or Group(), self.zero)
 
     def plan(self, where: Where) -> Mapping[str, str]:
         """What the first step will cost, for `omni2vec plan`."""

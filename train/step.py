@@ -47,8 +47,8 @@ class NoMemoryError(RuntimeError):
 @dataclass
 class Done:
     """What one step computed, equal on all ranks. losses: by objective, before weights; rows: queries that counted;
-    failed: rows of the plan that could not be decoded; finite: whether there is a gradient to apply; vectors:
-    (Q + N, D), scale (1,)."""
+    failed: rows of the plan that could not be decoded; finite: whether there is a gradient to apply; flops, dummies:
+    as counted, and tokens of stand-ins; vectors: (Q + N, D), scale (1,)."""
 
     vectors: Tensor
     scale: Tensor
@@ -58,6 +58,7 @@ class Done:
     failed: tuple[int, ...] = ()
     finite: bool = True
     flops: float = 0.0
+    dummies: int = 0
 
 
 @dataclass
@@ -80,6 +81,7 @@ class _Passed:
     scale: Tensor | None = None
     failed: set[int] = field(default_factory=set)
     flops: float = 0.0
+    dummies: int = 0
 
 
 def _callables(terms: Mapping[str, tuple[frozenset[int], Local]]) -> LocalTerms:
@@ -140,7 +142,7 @@ def cached_step(
     if done.finite:
         labels = {name: _labels(plan, groups, failed) for name, (groups, _) in local.items()}
         weights = {n: (o.weight / labels[n] if labels[n] else 0.0) for n, (_, o) in local.items()}
-        sums, done.flops = _Second(engine, terms, weights, again, watch)(plan, passed, graded)
+        sums, done.flops, done.dummies = _Second(engine, terms, weights, again, watch)(plan, passed, graded)
         for name, total in sums.items():
             if labels[name]:
                 done.losses[name] = total / labels[name]
@@ -197,6 +199,7 @@ class _First:
                     inputs = next(coming)
                 passed.failed |= {chunk.entries[s] for s in inputs.failed}
                 passed.flops += self.count(inputs) if self.count is not None else 0.0
+                passed.dummies += sum(inputs.lengths[len(chunk.entries) :])
                 with self.watch("forward"):
                     state = _Chunk(torch.tensor(chunk.entries, dtype=torch.int64))
                     encoded = self._run(state, _silent(inputs), memory, frozen)
@@ -226,7 +229,8 @@ class _First:
 
 @dataclass
 class _Second:
-    """The second pass: every chunk's part of the gradient. Gives the sums of the Local objectives, and the FLOPs."""
+    """The second pass: every chunk's part of the gradient. Gives, over all ranks, the sums of the Local objectives,
+    the FLOPs and the dummies' tokens."""
 
     engine: Engine
     terms: LocalTerms
@@ -234,7 +238,7 @@ class _Second:
     again: Callable[[Plan, int], Inputs] | None
     watch: Watch
 
-    def __call__(self, plan: Plan, passed: _Passed, graded: Graded) -> tuple[dict[str, float], float]:
+    def __call__(self, plan: Plan, passed: _Passed, graded: Graded) -> tuple[dict[str, float], float, int]:
         sums = dict.fromkeys(self.terms, 0.0)
         with self.engine.accumulating():
             full = False
@@ -244,11 +248,11 @@ class _Second:
                 if full:
                     passed.chunks.clear()
                     break
-            told = [*sums.values(), passed.flops, float(full)]
+            told = [*sums.values(), passed.flops, passed.dummies, float(full)]
             told = self.engine.group.sum_(torch.tensor(told, dtype=torch.float64, device=self.engine.device)).tolist()
             if told[-1]:
                 raise NoMemoryError("a rank has no memory left for a backward pass")
-        return dict(zip(sums, told, strict=False)), told[-2]
+        return dict(zip(sums, told, strict=False)), told[-3], int(told[-2])
 
     def _chunk(self, plan: Plan, passed: _Passed, i: int, graded: Graded, sums: dict[str, float]) -> None:
         state, last = passed.chunks[i], i == len(passed.chunks) - 1

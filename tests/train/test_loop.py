@@ -88,10 +88,10 @@ def test_a_kill_while_the_output_is_put_in_place_costs_no_training(folder, tmp_p
     made.make(whole, nowhere)
     real = loop._finish
 
-    def finish(engine, at):
+    def finish(*args):
         if call:
             kill_in(monkeypatch, owner, name, call)
-        real(engine, at)
+        real(*args)
         raise Killed
 
     monkeypatch.setattr(loop, "_finish", finish)
@@ -144,7 +144,7 @@ def test_a_metric_that_no_task_has_is_refused_before_the_first_step(folder, tmp_
         ("attention", "both", "attention='both'; expected one of None, 'causal', 'bidirectional', 'prefix'"),
         ("pooling", "max", "pooling='max'; expected one of None, 'last', 'mean'"),
         ("on_error", "ignore", "on_error='ignore'; expected one of 'raise', 'skip'"),
-        ("precision", "fp16", "precision='fp16'; expected one of 'fp32', 'bf16'"),
+        ("precision", "fp8", "precision='fp8'; expected one of 'fp32', 'bf16', 'fp16', 'bf16-true'"),
         ("clip", -1.0, "clip=-1.0; expected 0 or more"),  # torch would turn the gradient around
         ("clip", float("nan"), "clip=nan; expected 0 or more"),
         ("chunk_tokens", 0, "chunk_tokens=0; expected 1 or more"),

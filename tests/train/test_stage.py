@@ -21,6 +21,7 @@ from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.optim import AdamW
 from omni2vec.train.resume import existing
 from omni2vec.train.stage import Stage, Validate
+from omni2vec.train.trouble import Patience
 from safetensors.torch import load_file
 
 from ..model.small import mixed, tiny
@@ -62,11 +63,11 @@ def finish(process):
 
 
 def kill_at(folder, variant, out, step):
-    """Start the stage and kill -9 it once the log shows `step`."""
+    """Start the stage and kill -9 it once the log shows `step`, and a checkpoint is there."""
     process = start(folder, variant, out)
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and process.poll() is None:
-        if any(r["step"] >= step and "loss" in r for r in read_log(out / "log.jsonl")):
+        if existing(out) and any(r["step"] >= step and "loss" in r for r in read_log(out / "log.jsonl")):
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -87,7 +88,7 @@ def whole(folder, tmp_path_factory):
 def test_a_killed_stage_resumes_to_the_same_weights_to_the_bit(folder, whole, tmp_path, variant, weights):
     cut = tmp_path / "cut"
     kill_at(folder, variant, cut, 4)
-    assert {p.name for p in existing(cut)[0].iterdir()} == {"state.json", "weights.safetensors", "moments.safetensors"}
+    assert {p.name for p in existing(cut)[0].iterdir()} == {"state.json", "part-00000-of-00001.safetensors"}
     assert not (cut / f"{weights}.safetensors").exists()
     finish(start(folder, variant, cut))
     a, b = (load_file(p / f"{weights}.safetensors") for p in (whole[variant], cut))
@@ -173,14 +174,12 @@ def test_early_stopping_keeps_the_best(folder, tmp_path):
 
 
 def test_checkpoints_are_pruned_but_for_the_newest(folder, tmp_path, monkeypatch):
-    from omni2vec.train import loop, resume
+    from omni2vec.train import resume
 
     seen = []
     real = resume.prune
     monkeypatch.setattr(
-        loop.resume,
-        "prune",
-        lambda out, keep, state: (real(out, keep, state), seen.append([p.name for p in existing(out)])),
+        resume, "prune", lambda out, *given: (real(out, *given), seen.append([p.name for p in existing(out)]))
     )
     small(folder, steps=6, save_every=2, keep=2).make(tmp_path, nowhere)
     assert [len(s) for s in seen] == [1, 2, 2]
@@ -285,7 +284,7 @@ def test_a_run_whose_gradients_stay_infinite_stops(folder, tmp_path, monkeypatch
     from omni2vec.train import loop
     from omni2vec.train.engine import Local, Updated
 
-    monkeypatch.setattr(loop, "_HOPELESS", 3)
+    monkeypatch.setattr(loop, "Patience", lambda stage: Patience(stage, limit=3))
     monkeypatch.setattr(Local, "update", lambda self, step, total: Updated(float("nan"), 0.0, False))
     with pytest.raises(
         ValueError, match="stage 'train': the gradient was not finite for 3 steps in a row, up to step 2"
