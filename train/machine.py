@@ -51,7 +51,7 @@ def peak_flops(name: str) -> float:
 
 
 def host_peak_bytes() -> int:
-    """The most memory that this process has held. Linux's own count first: a child's ru_maxrss begins at its parent's."""
+    """The most memory that this process has held. Not by ru_maxrss on Linux: a child's begins at its parent's."""
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:

@@ -115,7 +115,9 @@ class Monitor:
         kept = {k: v for k, v in values.items() if not _empty(v) and (v or k not in _NOT_MEASURED)}
         self._write({**kept, "total": self.total})
         self._line.show(done.step + 1, _facts(done))
-        self._log(_flat(kept), done.step)
+        # A run that was killed has sent steps that are now done again, with the same values: W&B takes no step twice.
+        if self._wandb is not None and done.step >= self._wandb.step:
+            self._wandb.log(_flat(kept), step=done.step)
 
     def event(self, step: int, name: str, values: Mapping[str, Any]) -> None:
         """Log what happened after update `step`: an evaluation, a checkpoint, a skipped row."""
@@ -145,9 +147,9 @@ class Monitor:
         self.close("failed" if kind else "done")
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
-        # A run that was killed has sent steps that are now done again, with the same values: W&B takes no step twice.
-        if self._wandb is not None and step >= self._wandb.step:
-            self._wandb.log(dict(values), step=step)
+        """To W&B, at `step` or the latest that it has: it takes nothing for an earlier one."""
+        if self._wandb is not None:
+            self._wandb.log(dict(values), step=max(step, self._wandb.step))
 
     def _write(self, values: Mapping[str, Any]) -> None:
         # One write call for one line: a kill leaves whole lines, but for a full disk.
@@ -263,7 +265,8 @@ def _begin_wandb(settings: Wandb, folder: Path, stage: str, record: Mapping[str,
             settings=wandb.Settings(save_code=False, disable_git=True, x_disable_meta=True, console="off"),
         )
     except wandb.Error as error:
+        why = " ".join(without_secrets(str(error)).split())
         raise ValueError(
-            f"stage {stage!r}: W&B could not begin a run ({without_secrets(str(error))}); log in once with `wandb "
-            "login`, or set WANDB_MODE=offline, or leave out the stage's wandb=Wandb(...): log.jsonl holds it all anyway"
+            f"stage {stage!r}: W&B could not begin a run ({why}); log in once with `wandb "
+            "login`, or set WANDB_MODE=offline, or leave out wandb=Wandb(...): log.jsonl holds it all anyway"
         ) from error

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omni2vec.train.monitor import Monitor, Update, Wandb, keep_before, read_log
-from omni2vec.train.redact import without_secrets
 from rich.console import Console
 
 
@@ -116,23 +116,105 @@ def test_in_a_terminal_a_bar_shows_loss_rate_and_speed(tmp_path: Path) -> None:
     assert "loss 0.2000  lr 1.00e-03  2,000 tokens/s" in screen.getvalue()
 
 
-def test_fields_named_like_secrets_stay_at_home_and_token_counts_do_not() -> None:
-    record = {"hub": {"hf_token": "x", "token": "x"}, "steps": [{"api_key": "x", "chunk_tokens": 5}], "max_tokens": 3}
-    assert without_secrets(record) == {"hub": {}, "steps": [{"chunk_tokens": 5}], "max_tokens": 3}
+def test_rates_are_given_in_all_and_by_rank_and_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    monitor = Monitor(folder, total=4, peak=1e12, console=Console(file=io.StringIO()))
+    with monitor:
+        monitor.update(_update(0, rows=64, world=4, flops=5e11, computed_tokens=625, scale=20.0, accuracy=0.5))
+        monitor.update(_update(1))
+    first, second = read_log(folder / "log.jsonl")
+    assert (first["tokens_per_s"], first["tokens_per_s_rank"]) == (2000.0, 500.0)
+    assert (first["samples_per_s"], first["samples_per_s_rank"]) == (256.0, 64.0)
+    assert first["mfu"] == 0.5  # 5e11 in 0.25 s is 2e12 a second, on four devices of 1e12
+    assert (first["padding"], first["temperature"], first["total"]) == (0.2, 0.05, 4)
+    missing = {"mfu", "padding", "temperature", "accuracy", "effective_rank", "flops", "peak_bytes", "host_bytes"}
+    assert not missing & set(second)
+
+
+def test_utilisation_is_left_out_where_the_peak_is_not_known(tmp_path: Path) -> None:
+    monitor, _ = _monitor(tmp_path)
+    with monitor:
+        monitor.update(_update(0, flops=5e11))
+    (record,) = read_log(tmp_path / "log.jsonl")
+    assert "mfu" not in record
+    assert record["flops"] == 5e11
+
+
+QUERIES: list[dict[str, Any]] = [
+    {
+        "query": "web/0/3",
+        "source": "web",
+        "instruction": "Find the picture.",
+        "text": "a mug",
+        "found": [
+            {"document": "web/0/3 positive 0", "score": 0.9, "right": True, "text": "<image 8x8>"},
+            {"document": "web/0/7 positive 0", "score": 0.4, "right": False, "text": "<image 9x8>"},
+        ],
+    }
+]
+
+
+def test_examples_are_an_event_of_the_log_and_no_line_of_the_terminal(tmp_path: Path) -> None:
+    monitor, screen = _monitor(tmp_path)
+    with monitor:
+        monitor.examples(3, QUERIES)
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 3, "event": "examples", "queries": QUERIES}]
+    assert screen.getvalue() == ""
+
+
+def test_an_event_that_quotes_a_password_is_logged_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_STORE_PASSWORD", "open sesame")
+    monitor, screen = _monitor(tmp_path)
+    with monitor:
+        monitor.event(0, "skipped", {"why": "https://me:hunter2hunter2@store/x.tar: refused 'open sesame'"})
+    text = (tmp_path / "log.jsonl").read_text() + screen.getvalue()
+    assert "refused" in text
+    assert "hunter2" not in text
+    assert "sesame" not in text
+
+
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
 
 
 @pytest.mark.installed
 def test_wandb_offline_leaves_one_run_that_a_resumed_stage_goes_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+    """And in it neither a key of the recipe nor one of the environment, in any file."""
+    _offline(monkeypatch)
+    keys = ["0123456789abcdef" * 2 + "01234567", "hf_" + "Q" * 34, "plainpassphrase"]
+    monkeypatch.setenv("WANDB_API_KEY", keys[0])
+    monkeypatch.setenv("HF_TOKEN", keys[1])
+    record = {"hub_token": keys[2], "source": {"url": f"https://u:{keys[2]}@host/", "header": keys[1]}, "seed": 41}
+    folder = tmp_path / "myrun" / "refine"
     for start in (0, 2):
-        with Monitor(tmp_path, total=4, start=start, wandb=Wandb(), record={"seed": 1}, terminal=False) as monitor:
+        with Monitor(folder, total=4, stage="refine", start=start, wandb=Wandb(), record=record) as monitor:
             for step in (start, start + 1):
-                monitor.update(_update(step))
-    identity = json.loads((tmp_path / "wandb_run.json").read_text())["id"]
-    runs = [p.name for p in (tmp_path / "wandb").iterdir() if p.name.startswith("offline-run")]
+                monitor.update(_update(step, losses={"default/infonce": 1.0}))
+            monitor.examples(start, QUERIES)  # told late, of a step that W&B has closed
+            monitor.event(start, "failed", {"why": f"{keys[0]} was refused"})
+    identity = json.loads((folder / "wandb_run.json").read_text())["id"]
+    runs = [p.name for p in (folder / "wandb").iterdir() if p.name.startswith("offline-run")]
     assert runs
     assert all(name.endswith(identity) for name in runs)
+    written = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert [key for key in keys if key.encode() in written] == []
+    assert b"myrun/refine" in written  # the run's name
+    assert b"losses/default/infonce" in written
+    tables = [json.loads(p.read_text())["data"] for p in folder.rglob("*.table.json")]
+    assert sorted(rows[1][:4] for rows in tables) == [[s, "web/0/3", "web", "Find the picture."] for s in (0, 2)]
+
+
+@pytest.mark.installed
+def test_wandb_that_cannot_begin_says_the_way_out_and_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+
+    def refuse(**_: object) -> None:
+        raise wandb.Error("key local-" + "0123456789" * 4 + "\nis not known")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ValueError, match=r"'refine': W&B .*\(key \(removed\) is not known\).*WANDB_MODE=offline"):
+        Monitor(tmp_path / "refine", total=1, stage="refine", wandb=Wandb(mode="online"))
