@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .step import Memory
 
+CAP = {"cuda": 16_384, "cpu": 4_096}  # tokens a chunk: beyond this a larger one is no faster, only larger
+
 
 @dataclass(frozen=True)
 class Footprint:

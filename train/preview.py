@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from ..data.loader import Plan
+from ..data import chunks
+from ..data.chunks import Chunk
+from ..data.counter import choose
+from ..data.loader import Loader, Plan
 from ..data.types import Where
 from ..model.embedder import Embedder
 from ..model.types import Inputs
+from .begin import counter
+from .cost import held, ranging, spoken
+from .engine import built
+from .memory import CAP
+from .precision import cast
 
 if TYPE_CHECKING:
     from .stage import Stage
 
 _SHOWN = 8  # rows of a batch that are written out
+_STEPS, _ROWS = 4, 8192  # steps beside the first that are counted, and rows at most, for the tokens of all
 
 
 def preview(stage: Stage, step: int, where: Where) -> Iterator[str]:
@@ -86,17 +95,88 @@ def _masked(plan: Plan, q: int) -> list[int]:
     return [owner for owner, i in pairs if owner != q and tuple(i) in known]
 
 
-def estimates(stage: Stage, where: Where) -> Mapping[str, str]:
-    """Tokens and memory of the first step, by counting it (nothing is decoded)."""
+def estimates(stage: Stage, where: Where, ranks: int = 1) -> Mapping[str, str]:
+    """What the stage will take on each of `ranks` ranks. Rows of a few steps are counted; of the first step, up to four
+    chunks are decoded too, for their arithmetic."""
     embedder = stage.load(where)
+    built(embedder, stage.optimizer)  # freezes what it does not move
+    arithmetic = counter(embedder)
+    cast(embedder, stage.precision)
+    fixed = stage.chunk_tokens if stage.chunk_tokens != "auto" else 0
     with stage.loader(embedder, where, 1 << 40) as loader:
-        plan = loader.plan(0)
-    trained = sum(p.numel() for ps in embedder.parts().values() for p in ps)
-    longest = max(c.tokens for c in plan.costs)
+        first = loader.plan(0)
+        loader.budget = max(fixed or CAP.get(embedder.device.type, CAP["cpu"]), max(c.tokens for c in first.costs))
+        cut = chunks.plan(first.costs, loader.budget, ranks, stage=stage.name)
+        more = choose(stage.steps - 1, min(_STEPS, _ROWS // stage.batch), stage.seed, "estimates")
+        tokens = [first.tokens, *(loader.plan(1 + step).tokens for step in more)]
+        flops = _flops(loader, arithmetic) if arithmetic is not None else 0.0
+    about = "about " if len(tokens) < stage.steps else ""
     return {
         "rows": f"{stage.steps * stage.batch:,} in {stage.steps:,} steps of {stage.batch}",
-        "tokens a step": f"about {plan.tokens:,}, the longest item {longest:,}",
-        "tokens": f"about {plan.tokens * stage.steps:,}",
-        "trained": f"{trained:,} parameters, {16 * trained / 2**20:,.0f} MiB with gradient and moments",
-        "vectors": f"{len(plan.costs) * embedder.width * 4 / 2**20:,.1f} MiB a step",
+        "tokens": f"{about}{sum(tokens) / len(tokens) * stage.steps:,.0f}",
+        "tokens a step": f"{about}{ranging(tokens)}, counted in {len(tokens)}",
+        "longest item": f"{max(c.tokens for c in first.costs):,} tokens, of the first step",
+        "chunks a step": _chunks(cut, loader.budget, not fixed),
+        **_state(stage, embedder, ranks),
+        **_kept(embedder, first, cut, flops),
     }
+
+
+def _flops(loader: Loader[Inputs], arithmetic: Callable[[Inputs], float]) -> float:
+    """Of the first step, from a few of its chunks, which are sorted: evenly spaced ones, by their tokens."""
+    first = loader.plan(0)
+    some = sorted({i * (len(first.chunks) - 1) // 3 for i in range(4)})
+    counted = sum(first.chunks[i].tokens for i in some)
+    return sum(arithmetic(loader.again(first, i)) for i in some) / counted * first.tokens
+
+
+def _chunks(cut: Sequence[Sequence[Chunk]], budget: int, auto: bool) -> str:
+    each = [sum(c.tokens for c in of_rank) for of_rank in cut]
+    ranks = f" a rank, {ranging(each)} tokens each" if len(cut) > 1 else ""
+    return f"{len(cut[0]):,}{ranks}, of {budget:,} tokens" + (" or fewer: measured at the start" if auto else "")
+
+
+def _state(stage: Stage, embedder: Embedder, ranks: int) -> dict[str, str]:
+    """What stays in memory whatever the batch."""
+    trained = sum(p.numel() for p in embedder.parameters() if p.requires_grad)
+    frozen = sum(p.nbytes for p in embedder.parameters() if not p.requires_grad)
+    has = held(trained, frozen, stage.precision, stage.zero, ranks)
+    zero = stage.zero.used if stage.zero is not None else 0
+    chunkwise = stage.zero is not None and zero >= 2 and stage.zero.reduce == "chunk"
+    each = " a rank" if ranks > 1 else ""
+    host = f", and {spoken(has.on_host)} of the host's" if has.on_host else ""
+    until = "reduced once a chunk" if chunkwise else "whole on each until the step's end"
+    return {
+        "trained": f"{trained:,} parameters",
+        "weights": spoken(has.weights) + each,
+        "gradient": f"{spoken(has.gradient)}{each}" + (f", {until}" if ranks > 1 else ""),
+        "moments": f"{spoken(has.moments)}{each}" + (f", by ZeRO {zero}" if zero else ""),
+        "together": f"{spoken(has.on_device)}{each} before any row{host}",
+    }
+
+
+def _kept(embedder: Embedder, first: Plan, cut: Sequence[Sequence[Chunk]], flops: float) -> dict[str, str]:
+    """What the first step adds."""
+    width = embedder.settings.projection or embedder.width
+    found = {"vectors": f"{spoken(len(first.costs) * width * 4)} a step" + (", on every rank" if len(cut) > 1 else "")}
+    layers, size = _blocks(embedder)
+    most = max(sum(c.tokens for c in of_rank) for of_rank in cut)
+    if layers:
+        each = " a rank" if len(cut) > 1 else ""
+        found["boundaries"] = f"{spoken(most * layers * size)}{each}, if those of all {layers} blocks are kept"
+    if flops:
+        unit, one = next(
+            (u, s) for u, s in (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9)) if flops >= s or s == 1e9
+        )
+        found["arithmetic"] = f"about {flops / one:,.2f} {unit} a step, forward and backward"
+    return found
+
+
+def _blocks(embedder: Embedder) -> tuple[int, int]:
+    """The language model's blocks, and the bytes that each is given per token; none where its configuration is not
+    there to say so."""
+    model: Any = embedder.base.model
+    if not hasattr(model, "config"):
+        return 0, 0
+    config = model.config.get_text_config()
+    return int(config.num_hidden_layers), int(config.hidden_size) * model.get_input_embeddings().weight.element_size()
