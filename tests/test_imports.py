@@ -20,7 +20,7 @@ OUTSIDE = ("tests", "benchmarks")
 
 # Where a package may be imported at all, as prefixes of paths.
 PLACES = {
-    "deepspeed": ("train/engine.py", "train/zero.py"),
+    "deepspeed": ("train/zero_engine.py",),
     "wandb": ("train/monitor.py",),
     "webdataset": ("data/shards.py", "data/loader.py"),
     "open_clip": ("model/backbones/clip.py", "model/adapters/"),

@@ -1,22 +1,28 @@
-"""Where a forward, a backward and an update happen: the Engine protocol, and Local, one process on one device."""
+"""Where a forward, a backward and an update happen: the Engine protocol, and Local, whole weights on every rank."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..model.embedder import Embedder, LocalTerms
 from ..model.types import Encoded, Inputs, Towers
+from . import fragments
+from .fragments import Fragment, Piece, Read
 from .gather import Group
 from .optim import AdamW
+from .precision import LossScale, Precision, autocast, cast
 
-Precision = Literal["fp32", "bf16"]
+__all__ = ["Engine", "Local", "Piece", "Precision", "Read", "Updated", "checkpointing", "towers_frozen"]
+
+_BUCKET = 256 << 20  # bytes of a reduction: large enough for the wire, small enough to start before the rest
 
 
 class Engine(Protocol):
@@ -50,7 +56,7 @@ class Engine(Protocol):
 
     def accumulating(self) -> AbstractContextManager[None]:
         """Around all backwards of one step: behind it every gradient is the sum over chunks and ranks, reduced once
-        (or once a chunk, where the engine was asked to)."""
+        (or once a chunk, where the engine was asked to). A parameter that got none counts as zero."""
         ...
 
     def backward(self, root: Tensor) -> None:
@@ -65,6 +71,19 @@ class Engine(Protocol):
         """Clip, apply unless the gradient is not finite on any rank, forget the gradient. Equal on all ranks."""
         ...
 
+    @property
+    def loss_scale(self) -> LossScale:
+        """What float16 multiplies the loss by, to be saved and set again; 1 in every other precision."""
+        ...
+
+    @loss_scale.setter
+    def loss_scale(self, scale: LossScale) -> None: ...
+
+    def whole(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """The embedder's state dict, or the tensors of it that are named, on the CPU of rank 0; empty elsewhere. One
+        parameter is gathered at a time. All ranks call it."""
+        ...
+
     def pieces(self) -> Iterator[Piece]:
         """This rank's part of what must survive: every element of every trained weight and its moments, once over all
         ranks together, in an order that is the same for an engine of the same kind and size. No collective."""
@@ -76,27 +95,6 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Elements [start, start + len(values)) of the flattened parameter `name`: its weight, or a moment of it.
-
-    kind: "weight", "exp_avg", "exp_avg_sq", or "step" (one number). values: 1-D float32, not yet copied: who keeps them
-    copies them before the next update. shape: of the whole parameter.
-    """
-
-    name: str
-    kind: str
-    start: int
-    values: Tensor
-    shape: tuple[int, ...]
-
-
-class Read(Protocol):
-    """Reads a saved range: (name, kind, start, stop) -> 1-D float32 on the CPU. Raises KeyError where none is saved."""
-
-    def __call__(self, name: str, kind: str, start: int, stop: int) -> Tensor: ...
-
-
-@dataclass(frozen=True)
 class Updated:
     """What an update did. norm: of the gradient before clipping; applied: False where it was not finite."""
 
@@ -105,30 +103,66 @@ class Updated:
     applied: bool
 
 
-class Local:
-    """One process. Trainable weights are float32, so that chunks add up in float32 also under bf16 autocast."""
+def checkpointing(embedder: Embedder, on: bool) -> None:
+    """Whether blocks keep only their inputs for the backward pass, and are run again there."""
+    model: Any = embedder.base.model
+    # transformers renamed both; the older names warn in the newest releases.
+    old = not hasattr(model, "activation_checkpointing_enable")
+    if not on:
+        (model.gradient_checkpointing_disable if old else model.activation_checkpointing_disable)()
+        return
+    if old:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    # Enabling hooks the embeddings to require gradients, a frozen tower's too, which would then run twice.
+    with contextlib.suppress(AttributeError):  # no hook was set
+        model.disable_input_require_grads()
 
-    def __init__(self, embedder: Embedder, optimizer: AdamW, precision: Precision = "fp32", clip: float = 1.0) -> None:
-        """clip: the gradient's greatest norm; 0 for none."""
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision={precision!r}; expected 'fp32' or 'bf16'")
-        low = [
-            n for n, p in embedder.named_parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
-        ]
-        if low:
-            raise ValueError(
-                f"{low[0]} is in half precision: chunks would add up in it; load the model with dtype float32"
-            )
+
+def towers_frozen(embedder: Embedder) -> bool:
+    """Whether what the towers give can be kept from one pass to the next."""
+    groups = embedder.base.groups()
+    return not any(p.requires_grad for k in ("tower", "projector") for p in groups.get(k, ()))
+
+
+def built(embedder: Embedder, optimizer: AdamW) -> torch.optim.AdamW:
+    """The optimiser over the embedder's parts. What it does not move is frozen: a gradient that nothing clears would
+    add up for ever."""
+    found = optimizer.build(embedder.parts())
+    moved = {id(p) for g in found.param_groups for p in g["params"]}
+    for p in embedder.parameters():
+        p.requires_grad_(id(p) in moved)
+    return found
+
+
+class Local:
+    """Whole weights on every rank; gradients are summed over ranks once a step. One rank needs no process group.
+
+    Trainable weights are float32, so that chunks add up in float32 also under autocast (see precision.py).
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        optimizer: AdamW,
+        precision: Precision = "fp32",
+        clip: float = 1.0,
+        group: Group | None = None,
+    ) -> None:
+        """clip: the gradient's greatest norm; 0 for none. With several ranks all get the weights of rank 0."""
         self.embedder = embedder
-        self.group = Group()
+        self.group = group or Group()
         self.settings = optimizer
         self.precision = precision
         self.clip = clip
-        self.optimizer = optimizer.build(embedder.parts())
+        self.loss_scale = LossScale.of(precision)
+        self.optimizer = built(embedder, optimizer)
+        cast(embedder, precision)
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
-        moved = {id(p) for p in self.parameters}
-        for p in embedder.parameters():  # those of a rate of 0: a gradient that nothing clears would add up for ever
-            p.requires_grad_(id(p) in moved)
+        self._flat: list[Tensor] = []
+        for p in embedder.parameters():
+            self.group.send(p.data, 0)
 
     @property
     def device(self) -> torch.device:
@@ -138,13 +172,8 @@ class Local:
     def sharded(self) -> bool:
         return False
 
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
-        if self.precision == "fp32":
-            yield
-            return
-        with torch.autocast(self.device.type, torch.bfloat16):
-            yield
+    def autocast(self) -> AbstractContextManager[None]:
+        return autocast(self.precision, self.device)
 
     def embed(self, inputs: Inputs, local: LocalTerms | None = None, towers: Towers | None = None) -> Encoded:
         with self.autocast():
@@ -152,42 +181,74 @@ class Local:
         return out
 
     def checkpointing(self, on: bool) -> None:
-        model: Any = self.embedder.base.model
-        # transformers renamed both; the older names warn in the newest releases.
-        old = not hasattr(model, "activation_checkpointing_enable")
-        if not on:
-            (model.gradient_checkpointing_disable if old else model.activation_checkpointing_disable)()
-            return
-        if old:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            model.activation_checkpointing_enable({"use_reentrant": False})
-        # Enabling hooks the embeddings to require gradients, a frozen tower's too, which would then run twice.
-        with contextlib.suppress(AttributeError):  # no hook was set
-            model.disable_input_require_grads()
+        checkpointing(self.embedder, on)
 
     def towers_frozen(self) -> bool:
-        groups = self.embedder.base.groups()
-        return not any(p.requires_grad for k in ("tower", "projector") for p in groups.get(k, ()))
+        return towers_frozen(self.embedder)
 
     @contextlib.contextmanager
     def accumulating(self) -> Iterator[None]:
+        """Gradients are views of one flat buffer a dtype: what is reduced is nowhere copied, and a parameter that gets
+        none on some rank is zero there, at the same place."""
+        self._flat = [_flatten(members) for members in _by_dtype(self.parameters)]
         yield
+        for flat in self._flat:
+            for bucket in flat.split(_BUCKET // flat.element_size()):
+                self.group.sum_(bucket)
 
     def backward(self, root: Tensor) -> None:
-        root.backward()
+        (root * self.loss_scale.value).backward()
 
     def forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        self._flat = []
 
     def update(self, step: int, total: int) -> Updated:
         """Clip, apply unless something is not finite, forget the gradient."""
         lr = self.settings.set_rates(self.optimizer, step, total)
-        limit = self.clip or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
-        applied = bool(torch.isfinite(torch.tensor(norm)))
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.loss_scale.value != 1:
+            torch._foreach_div_(gradients, self.loss_scale.value)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.clip or float("inf")))
+        applied = math.isfinite(norm)
         if applied:
             self.optimizer.step()
             self.embedder.bound_scale()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget()
+        self.loss_scale = self.loss_scale.after(applied, self.precision)
         return Updated(norm, lr, applied)
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Every parameter that the optimiser moves, whole."""
+        moved = {id(p) for p in self.parameters}
+        for name, p in self.embedder.named_parameters():
+            if id(p) in moved:
+                yield Fragment(name, tuple(p.shape), 0, p.detach().view(-1), self.optimizer.state[p], p, 0)
+
+    def pieces(self) -> Iterator[Piece]:
+        for f in self.fragments():
+            yield from fragments.pieces([f.part(*self.group.share(len(f.weight)))])
+
+    def restore(self, read: Read) -> None:
+        fragments.restore(self.fragments(), read)
+
+    def whole(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        if self.group.rank:
+            return {}
+        state = self.embedder.state_dict()
+        return {n: state[n].detach().cpu() for n in (state if names is None else names)}
+
+
+def _by_dtype(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    found: dict[torch.dtype, list[nn.Parameter]] = {}
+    for p in parameters:
+        found.setdefault(p.dtype, []).append(p)
+    return list(found.values())
+
+
+def _flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """A buffer of zeros of which their gradients are views."""
+    flat = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view_as(p)
+    return flat
