@@ -113,17 +113,6 @@ def agreed(
     return Footprint(most[0], most[1]), int(-most[2]), int(-most[3])
 
 
-def choose(footprint: Footprint, tokens: int, budget: int, device: torch.device, host_budget: int) -> Memory:
-    """The fastest plan whose kept graphs of `tokens` tokens fit `budget` bytes (offloaded: `host_budget`)."""
-    if footprint.all * tokens <= budget:
-        return "all"
-    if footprint.boundaries * tokens <= budget:
-        return "boundaries"
-    if device.type == "cuda" and footprint.boundaries * tokens <= host_budget:
-        return "offloaded"
-    return "vectors"
-
-
 def allot(
     footprint: Footprint, chunk_tokens: Sequence[int], budget: int, host_budget: int, device: torch.device
 ) -> tuple[Memory, ...]:

@@ -12,8 +12,9 @@ import torch
 from ..model.embedder import LocalTerms
 from ..model.types import Inputs
 from .guard import smaller
+from .machine import host_peak_bytes
 from .offload import offloading
-from .trouble import agree, ran_out_of_memory
+from .trouble import agree, is_out_of_memory, ran_out_of_memory
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -28,7 +29,15 @@ class Probe:
     peak: int
 
 
-class _NoRoomError(Exception):
+class NoRoomError(MemoryError):
+    """A rank alone knows that its chunk does not fit: what to begin again with. tokens: the next chunk budget."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"no memory for the longest chunk; the next is of {tokens:,} tokens")
+        self.tokens = tokens
+
+
+class _TogetherError(Exception):
     """Leaves the engine's block without its reduction, on all ranks."""
 
 
@@ -66,10 +75,10 @@ def probe(engine: Engine, inputs: Inputs, memory: Memory, terms: LocalTerms | No
                 full = ran_out_of_memory(engine, with_room)
                 full = agree(engine.group, device, full=full)["full"]
                 if full:
-                    raise _NoRoomError
-        except _NoRoomError:
+                    raise _TogetherError
+        except _TogetherError:
             pass
-    peak = _peak(device) - before - sum(t.nbytes for t in held)
+    peak = _peak(device) - before - sum(t.nbytes for t in held) if before is not None else 0
     held.clear()
     engine.forget()
     return Probe(not full, max(peak, 0))
@@ -88,34 +97,31 @@ def settle(
     """The chunk budget, halved until its longest chunk goes through on every rank, and that chunk's probe.
 
     chunk: tokens -> this rank's part of the longest chunk under that budget. Raises ValueError where not even a chunk
-    of the longest item fits.
+    of the longest item fits; NoRoomError where the others cannot be told, since forwards hold collectives.
     """
     while True:
-        found = probe(engine, chunk(tokens), memory, terms, reserve)
+        try:
+            found = probe(engine, chunk(tokens), memory, terms, reserve)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NoRoomError(smaller(tokens, longest, stage)) from error
         if found.fits:
             return tokens, found
         tokens = smaller(tokens, longest, stage)
 
 
-def _begin_peak(device: torch.device) -> int:
-    """Bytes held now; the peak is counted from here."""
+def _begin_peak(device: torch.device) -> int | None:
+    """Bytes held now; the peak is counted from here. None where the system does not say."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the process' peak is its present size again
     except OSError:
-        return 0
-    return _status("VmRSS")
+        return None
+    return host_peak_bytes()
 
 
 def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else host_peak_bytes()

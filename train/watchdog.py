@@ -79,6 +79,8 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.rank == 0:
+            self._remove_others()
         self._main = threading.get_ident()
         self._at = self._step_at = time.monotonic()
         self._stacks = self.stack_file(self.rank).open("w")
@@ -96,6 +98,12 @@ class Watchdog:
         self._file(self.rank).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another rank's file is there still, or a stack that someone will read
             self.folder.rmdir()
+
+    def _remove_others(self) -> None:
+        """What an earlier start, on more ranks, left when it was killed."""
+        for path in self.folder.glob("rank-*"):
+            if int(path.name[5:10]) >= self.size:
+                path.unlink(missing_ok=True)
 
     def beat(self, step: int, where: str, allow_s: float = 0.0) -> None:
         """Progress: step and section that begin now. Every rank beats in the same places. allow_s: seconds that this

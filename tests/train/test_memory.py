@@ -7,11 +7,12 @@ import torch
 from omni2vec.data.types import Prompted
 from omni2vec.model.lora import Lora, attach
 from omni2vec.train.engine import Local
-from omni2vec.train.guard import smaller
-from omni2vec.train.memory import Footprint, _container_bytes, allot, choose, kept_bytes, measure, saved_bytes
+from omni2vec.train.gather import Group
+from omni2vec.train.memory import Footprint, _container_bytes, allot, kept_bytes, measure, saved_bytes
 from omni2vec.train.offload import Saved, Shelf
 from omni2vec.train.optim import AdamW
-from omni2vec.train.probe import probe, settle
+from omni2vec.train.probe import NoRoomError, probe, settle
+from omni2vec.train.trouble import is_out_of_memory
 from torch.utils.checkpoint import checkpoint
 
 from ..model.small import mixed, tiny
@@ -57,18 +58,6 @@ def test_checkpointing_does_not_run_a_frozen_tower_twice():
     engine.checkpointing(True)
     engine.backward(engine.embed(inputs_of(model)).vectors.sum())
     assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("budget", "device", "expected"),
-    [(1000, "cpu", "all"), (999, "cpu", "boundaries"), (99, "cpu", "vectors"), (99, "cuda", "offloaded")],
-)
-def test_the_fastest_plan_that_fits_is_chosen(budget, device, expected):
-    assert choose(Footprint(10.0, 1.0), 100, budget, torch.device(device), 100) == expected
-
-
-def test_without_room_on_the_host_vectors_alone_are_kept():
-    assert choose(Footprint(10.0, 1.0), 100, 99, torch.device("cuda"), 99) == "vectors"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +199,6 @@ def test_a_chunk_that_does_not_fit_is_halved_until_it_does():
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(ValueError, match="out of memory with chunk_tokens=400, which the longest item"):
         settle(engine, 400, 400, counts.__getitem__, "boundaries")
-    assert smaller(400, 100) == 200
 
 
 def test_another_error_is_raised_as_it_is():
@@ -218,3 +206,20 @@ def test_another_error_is_raised_as_it_is():
     model.register_forward_pre_hook(lambda *_: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         probe(Local(model, AdamW()), inputs_of(model), "all")
+
+
+def test_where_forwards_hold_collectives_the_rank_without_room_leaves_with_what_to_try_next():
+    class Sharded(Local):
+        sharded = True
+
+    model = tiny().train()
+    inputs = inputs_of(model)
+    hungry(model, len(inputs.ids) - 1)
+    engine = Sharded(model, AdamW(), group=Group(0, 1))
+    with pytest.raises(ValueError, match="which the longest item"):  # one rank has nobody to tell
+        settle(engine, 200, 200, lambda _: inputs, "boundaries")
+    engine.group = Group(0, 2)
+    with pytest.raises(NoRoomError) as found:
+        settle(engine, 400, 150, lambda _: inputs, "boundaries")
+    assert found.value.tokens == 200
+    assert is_out_of_memory(found.value)

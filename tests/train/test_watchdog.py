@@ -42,3 +42,12 @@ def test_where_asked_to_a_stalled_rank_exits_for_a_restart(tmp_path):
     )
     assert done.returncode == RESTART
     assert "no progress for" in done.stderr
+
+
+def test_files_of_ranks_that_are_no_more_go(tmp_path):
+    (tmp_path / "ranks").mkdir()
+    for name in ("rank-00003.json", "rank-00003.stack.txt"):
+        (tmp_path / "ranks" / name).write_text("{}")
+    with Watchdog(0, 2, tmp_path):
+        assert not list((tmp_path / "ranks").glob("rank-00003*"))
+    assert list(tmp_path.iterdir()) == []
