@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...data.relation import Relation
 from ...data.types import Clock
-from ..gather import Group, bounds
+from ..gather import Group
 from .negatives import Negatives
-from .sharded import graded
+from .sharded import graded, pieces
 from .tiles import info_nce
 from .types import Graded, SumCount
 
@@ -78,7 +78,7 @@ class InfoNCE:
         if group.size == 1:
             return self._alone(query, docs, relation, scale, clock)
         _check(query, docs, relation, scale)
-        negatives = self._negatives(relation, group.share(len(query)), bounds(len(docs), group.size))
+        negatives = self._negatives(relation, group.share(len(query)), pieces(len(docs), group))
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         query, docs, scale = (t.detach().to(dtype) for t in (query, docs, scale))
         with torch.autocast(query.device.type, enabled=False):

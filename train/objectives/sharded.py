@@ -1,9 +1,10 @@
 """InfoNCE whose rows the ranks of a group divide among them: beyond the gathered vectors a rank holds 1/W of the rest.
 
 A rank computes the logits of its own queries against the documents of one rank after the other, twice: for the norms,
-then for the gradients. What it finds of a rank's documents is summed at that rank while the next rank's is computed, so
-that no rank ever holds a gradient by all documents. The collectives depend on the number of ranks alone: one reduction
-a rank, one of the loss, and two of O(P) numbers for the norms of columns where both directions count.
+then for the gradients. What it finds of a rank's documents is summed at that rank while the next ones are computed, so
+that no rank ever holds a gradient by all documents. The collectives depend on the number of ranks alone: two reductions
+a rank (one where ranks are many), one of the loss, and two of O(P) numbers for the norms of columns where both
+directions count.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gather import Group
+from ..gather import Group, bounds
 from .negatives import Negatives, Strip
 from .tiles import Norms, Part, Pulls, Rows, in_place
 from .types import Graded
 
+_MANY = 16  # ranks
+
 
 def graded(query: Tensor, docs: Tensor, scale: Tensor, index: Negatives, tile: int, both: bool, group: Group) -> Graded:
     """query (Q, D), docs (N, D), scale (1,) of one floating type, equal on all ranks. index: of this rank's even share
-    of the queries, with a strip for every rank's even share of the documents."""
+    of the queries, with the strips that `pieces` names."""
     with torch.no_grad():
         rows = Rows(query[index.rows], scale, index, tile, True)
         norms = rows.norms((Part.of(strip, docs) for strip in index.strips), both)
@@ -32,6 +35,14 @@ def graded(query: Tensor, docs: Tensor, scale: Tensor, index: Negatives, tile: i
         d_query, d_scale = rows.gradients()
         loss, d_scale = group.sum_(torch.stack([norms.loss(), d_scale]))
     return Graded(loss, index.count, d_query, d_docs, d_scale.reshape(scale.shape))
+
+
+def pieces(docs: int, group: Group) -> list[tuple[int, int]]:
+    """The documents [a, b) of each strip: every rank's even share of `docs`, cut in two where ranks are few. A share is
+    large then, and two buffers of a half hold less than the gradient that they bring home; many ranks have small shares
+    and wait for messages rather than for memory."""
+    cuts = 2 if group.size < _MANY else 1
+    return [(a + i, a + j) for a, b in bounds(docs, group.size) for i, j in bounds(b - a, cuts)]
 
 
 def _of_all_rows(norms: Norms, group: Group) -> Norms:
@@ -46,23 +57,28 @@ def _of_all_rows(norms: Norms, group: Group) -> Norms:
 def _home(rows: Rows, pulls: Pulls, docs: Tensor, strips: tuple[Strip, ...], group: Group) -> Tensor:
     """The gradient by this rank's documents, summed over the rows of all ranks. Those of the others go to them through
     two buffers: one is filled while the other is on its way."""
-    sizes = [strip.docs.stop - strip.docs.start for strip in strips]
-    kept = docs.new_zeros((max(sizes[group.rank], 1), docs.shape[1]))
-    buffers = [docs.new_empty((max(*sizes, 1), docs.shape[1])) for _ in range(min(group.size - 1, 2))]
+    first, last = group.share(len(docs))
+    cuts, width = len(strips) // group.size, docs.shape[1]
+    most = max(1, *(strip.docs.stop - strip.docs.start for strip in strips))
+    kept = docs.new_zeros((last - first, width))
+    buffers: list[Tensor] = []
     sent: list[Any] = []
-    for rank, (strip, size) in enumerate(zip(strips, sizes, strict=True)):
-        into = kept
-        if rank != group.rank:
-            turn = rank - (rank > group.rank)  # how many were sent to others before
-            if turn >= 2:
-                sent[turn - 2].wait()
-            into = buffers[turn % 2][: max(size, 1)].zero_()  # never an empty message
-        rows.push(Part.of(strip, docs), pulls, into[:size])
-        handle = group.reduce(into, rank)
-        if rank == group.rank:
-            coming = handle
+    coming: list[Any] = []
+    for i, strip in enumerate(strips):
+        size, rank = strip.docs.stop - strip.docs.start, i // cuts
+        if rank == group.rank and size:
+            into = kept[strip.docs.start - first : strip.docs.stop - first]
         else:
-            sent.append(handle)
-    for handle in (*sent[-2:], coming):
+            if len(buffers) < 2:
+                buffers.append(docs.new_empty((most, width)))
+            else:
+                sent[-2].wait()
+            into = buffers[len(sent) % 2][: max(size, 1)].zero_()  # never an empty message
+        rows.push(Part.of(strip, docs), pulls, into[:size])
+        (coming if rank == group.rank and size else sent).append(group.reduce(into, rank))
+    for handle in (*sent[-2:], *coming):
         handle.wait()
-    return in_place(strips[group.rank], kept[: sizes[group.rank]])
+    for strip in strips[cuts * group.rank : cuts * (group.rank + 1)]:
+        own = kept[strip.docs.start - first : strip.docs.stop - first]
+        own.copy_(in_place(strip, own))
+    return kept
