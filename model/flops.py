@@ -8,7 +8,7 @@ compares trainers, not kernels (the "model FLOPs" of arXiv:2204.02311).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -128,18 +128,34 @@ def model_flops(flops: Flops, embedder: Embedder) -> float:
     A part's backward costs one forward for the gradient of its weights, if they are trained, and one for the gradient
     of its inputs, if anything in it or before it is trained. Frozen tower and LoRA: V + 2L; all trained: 3V + 3L.
     """
+    return _weighted(flops, _factors(embedder))
+
+
+def counter(embedder: Embedder) -> Callable[[Inputs], float]:
+    """`model_flops` of single rows, all that does not hang on the row worked out beforehand: what a step counts with.
+    Made when it is settled what is trained, before an engine shards the weights."""
+    costs, factors = rates(embedder), _factors(embedder)
+    return lambda inputs: _weighted(costs.count(inputs), factors)
+
+
+def _weighted(flops: Flops, factors: Flops) -> float:
+    return float(sum(a * b for a, b in zip(astuple(flops), astuple(factors), strict=True)))
+
+
+def _factors(embedder: Embedder) -> Flops:
+    """Forwards' worth of a training step, by part."""
     groups = embedder.base.groups()
     lora = {id(p) for n, p in embedder.named_parameters() if "lora_" in n}
-    flows, total = False, 3.0 * flops.adapter
+    flows, found = False, {}
     for part in ("tower", "projector", "language"):
         trained = [p for p in groups.get(part, ()) if p.requires_grad]
         own = any(id(p) not in lora for p in trained)
         flows = flows or bool(trained)
-        total += getattr(flops, part) * (1 + own + flows)
+        found[part] = 1.0 + own + flows
     stock: Any = embedder.base.model
     head = stock.get_output_embeddings()
     own = head is not None and head.weight.requires_grad
-    return float(total + flops.head * (1 + own + (flows or own)))
+    return Flops(**found, head=1.0 + own + (flows or own), adapter=3.0)
 
 
 def _weights(module: nn.Module, config: Any) -> float:

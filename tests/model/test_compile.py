@@ -91,8 +91,10 @@ def test_what_is_saved_does_not_change(tmp_path):
     assert plain.digest == fast.digest
 
 
-@pytest.mark.slow  # a minute of C++ on two cores
-def test_generated_kernels_give_the_same_numbers():
+@pytest.mark.slow
+def test_generated_kernels_give_the_same_numbers(request):
+    if "slow" not in request.config.option.markexpr:
+        pytest.skip("a minute of C++ on two cores; run with -m slow")
     plain, fast = make(True), compiled(make(True))
     for seed in range(3):
         same(plain, fast, row(plain, seed, 4 + seed), 1e-4)

@@ -9,7 +9,7 @@ import transformers as hf
 from omni2vec.data.types import Limits
 from omni2vec.model.backbones.qwen_vl import QwenVL
 from omni2vec.model.embedder import Embedder, Settings, freeze
-from omni2vec.model.flops import Flops, count, model_flops, rates
+from omni2vec.model.flops import Flops, count, counter, model_flops, rates
 from omni2vec.model.lora import Lora, attach
 from omni2vec.model.types import Inputs
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -160,6 +160,7 @@ def test_a_trained_model_s_step_is_counted_as_torch_counts_it():
     pixels = 2 * patches * embed.weight.numel()
     step = counted(lambda: embedder(inputs).vectors.sum().backward())
     assert model_flops(count(embedder, inputs), embedder) - pixels == step
+    assert counter(embedder)(inputs) - pixels == step
 
 
 # Qwen2-VL as published: width, width of the MLP, layers, heads, heads of keys and values, words.
@@ -200,11 +201,10 @@ def test_at_the_published_sizes_it_gives_the_known_costs(size):
 
 def test_a_row_is_counted_in_under_a_millisecond():
     embedder = tiny("qwen2_5_vl")
-    costs, inputs = rates(embedder), row(embedder, 36)
-    costs.count(inputs)
+    cost, inputs = counter(embedder), row(embedder, 36)
     times = []
     for _ in range(20):
         start = time.perf_counter()
-        costs.count(inputs)
+        cost(inputs)
         times.append(time.perf_counter() - start)
     assert min(times) < 1e-3

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from omni2vec.model.embedder import Embedder
 from omni2vec.model.lora import Lora, attach, merged
 from omni2vec.model.quantize import kind_of, quantize
+from omni2vec.train.engine import Local
+from omni2vec.train.optim import AdamW
 
 from .small import mixed, tiny
 
@@ -70,6 +72,35 @@ def test_attaching_to_a_base_that_was_not_rounded_says_what_to_call():
 def test_without_bitsandbytes_the_error_names_what_to_install():
     with pytest.raises(ImportError, match="pip install bitsandbytes"):
         quantize(tiny(), "nf4")
+
+
+@pytest.mark.parametrize("memory", ["all", "boundaries"])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen3_vl"])
+def test_a_frozen_base_in_half_precision_trains_float32_adapters_under_autocast(kind, memory):
+    """Rounded to bfloat16, the gradient keeps its direction; the weights that learn stay float32."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        adapted = attach(tiny(kind), Lora(rank=4)).train()
+        with torch.no_grad():
+            for n, p in adapted.named_parameters():
+                if "lora_B" in n:
+                    p.normal_(std=0.05)
+        engine = Local(adapted, AdamW(), precision)
+        engine.checkpointing(memory == "boundaries")
+        prompts = adapted.prompts(mixed(6))
+        inputs = adapted.format.collate(prompts, [adapted.limits] * len(prompts))
+        with engine.accumulating():
+            encoded = engine.embed(inputs)
+            engine.backward((encoded.vectors[:3] * encoded.vectors[3:]).sum())
+        gradient = torch.cat([p.grad.flatten() for p in engine.parameters])
+        found[precision] = (encoded.vectors.detach(), gradient, {p.dtype for p in engine.parameters})
+        tower = {p.dtype for p in adapted.base.groups()["tower"] if p.ndim > 1}
+        assert tower == {torch.bfloat16 if precision == "bf16" else torch.float32}
+    (exact, slope, _), (vectors, rounded, dtypes) = found["fp32"], found["bf16"]
+    assert dtypes == {torch.float32} and rounded.dtype == vectors.dtype == torch.float32
+    assert F.cosine_similarity(vectors, exact).min() > 0.999
+    assert F.cosine_similarity(rounded, slope, dim=0) > 0.99
 
 
 @pytest.mark.installed
