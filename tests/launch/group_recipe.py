@@ -52,8 +52,9 @@ class Add:
         group = Group.current()
         wishes = json.loads((out / WISH).read_text()) if (out / WISH).exists() else {}
         asked: list[int] = []
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, lambda n, frame: asked.append(n))
+        if os.environ.get("OMNI2VEC_STARTER"):  # in a process of its own
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, lambda n, frame: asked.append(n))
         found = sorted((out / "checkpoints").glob("step-*"))
         total, begin = (json.loads((found[-1] / "state.json").read_text())) if found else (0.0, 0)
         print(f"rank {group.rank} of {group.size} from step {begin}", flush=True)

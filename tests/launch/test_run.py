@@ -8,16 +8,17 @@ import sys
 import time
 
 import pytest
+from omni2vec.launch import lock
 from omni2vec.launch.load import load
 from omni2vec.launch.record import read
 from omni2vec.launch.run import run, spoken
 from omni2vec.launch.words import RecipeError
 
 
-def made(toy, at, *words, redo=()):
+def made(toy, at, *words, redo=(), only=""):
     """The lines that a run said."""
     lines = []
-    run(load(toy, words), at, redo, lines.append)
+    run(load(toy, words), at, redo, lines.append, only)
     return lines
 
 
@@ -206,10 +207,47 @@ def test_two_runs_do_not_share_a_folder_and_a_dead_ones_lock_is_taken_over(toy, 
     assert made(toy, tmp_path, "steps=2", redo=["train"])
 
 
-def test_a_lock_of_another_host_is_believed(toy, tmp_path):
-    (tmp_path / "run.lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "then"}))
-    with pytest.raises(RecipeError, match="a run on host elsewhere holds this folder"):
+def lock_of_another_host(path, age_s):
+    path.write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "then"}))
+    os.utime(path, (time.time() - age_s,) * 2)
+
+
+@pytest.mark.parametrize("name", ["run.lock", "train.lock"])
+def test_a_lock_of_another_host_is_believed_while_it_gives_signs_of_life(toy, tmp_path, name):
+    lock_of_another_host(tmp_path / name, 60)
+    with pytest.raises(RecipeError, match="a run on host elsewhere holds this folder; it gave a sign of life 60 s ago"):
         made(toy, tmp_path)
+
+
+def test_a_lock_of_another_host_without_a_sign_of_life_is_taken_over_and_told(toy, tmp_path):
+    lock_of_another_host(tmp_path / "run.lock", 600)
+    assert "no sign of life for 10 minutes; taken over" in made(toy, tmp_path)[0]
+
+
+def test_a_held_lock_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    path = tmp_path / "run.lock"
+    with lock.locked(path):
+        os.utime(path, (0, 0))
+        wait_for(lambda: path.stat().st_mtime > 0)
+    time.sleep(0.1)
+    os.utime(path, (0, 0))
+    time.sleep(0.2)
+    assert path.stat().st_mtime == 0  # and none once it is free
+
+
+def test_one_step_alone_is_made_beside_a_run_of_another(toy, tmp_path):
+    made(toy, tmp_path, only="numbers")
+    assert (tmp_path / "numbers").exists() and not (tmp_path / "train").exists()
+    with lock.locked(tmp_path / "train.lock"):
+        assert "[3/4] again: done" in made(toy, tmp_path, only="again")[-1]
+
+
+def test_one_step_alone_wants_what_it_stands_on(toy, tmp_path):
+    with pytest.raises(RecipeError, match="--only report: it stands on train, again, not done yet"):
+        made(toy, tmp_path, only="report")
+    with pytest.raises(RecipeError, match=r"--only trian: no such step\. Did you mean 'train'"):
+        made(toy, tmp_path, only="trian")
 
 
 @pytest.mark.parametrize(
