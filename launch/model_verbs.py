@@ -1,4 +1,4 @@
-"""The verbs of data and models: pack, embed, eval, push. Everything heavy is imported inside its verb."""
+"""The verbs of data and models: pack, embed, eval, export, push. Everything heavy is imported inside its verb."""
 
 from __future__ import annotations
 
@@ -118,6 +118,29 @@ def evaluate(
     score(model, shards, baseline or [], out, limit)
     if out is not None:
         say(f"report: {out / 'report.html'}")
+
+
+@app.command(cls=Verb)
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/NAME.")],
+    stage: Annotated[str, typer.Argument(metavar="[STAGE]", help="Which stage, where several have checkpoints.")] = "",
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The embedder's folder.")] = Path("exported"),
+    checkpoint: Annotated[
+        int | None, typer.Option("--checkpoint", metavar="N", help="After N updates. By default the newest.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="The recipe, where it defines steps of its own.")
+    ] = None,
+) -> None:
+    """Make an embedder's folder of any checkpoint of a run, of any number of ranks: to look at it before its end.
+
+    omni2vec export runs/mine --out peek
+    omni2vec export runs/mine train --checkpoint 4000 --out at_4000
+    """
+    from .checkpoint import export as write
+
+    folder, name = write(run, stage, checkpoint, out, recipe)
+    say(f"{name} of {run}: {folder}. Score it: omni2vec eval {folder} SHARDS")
 
 
 @app.command(cls=Verb)

@@ -25,10 +25,11 @@ STARTER = "OMNI2VEC_STARTER"
 
 @dataclass(frozen=True)
 class Grace:
-    """Seconds that the other ranks get when one has ended: by itself to be restarted, or badly; then after SIGTERM."""
+    """Seconds that the other ranks get when one has ended: after a signal, to save; otherwise, when they may hang in a
+    collective; then after SIGTERM."""
 
     saving_s: float = 600.0
-    failure_s: float = 15.0
+    failure_s: float = 20.0
     term_s: float = 15.0
 
 
@@ -115,7 +116,7 @@ def supervise(
                 if own is not None:
                     bad(own)
                 if first is not None:
-                    deadline = time.monotonic() + (grace.saving_s if first == RESTART else grace.failure_s)
+                    deadline = time.monotonic() + (grace.saving_s if signals.seen else grace.failure_s)
             elif time.monotonic() > deadline:
                 forced |= alive.keys()
                 if asked:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from ..data.types import DataError, Step
 from ..train.guard import RESTART, Restart
+from ..train.leave import Left
 from .board import Board, agree, joined, versions
 from .digest import canonical, leaves
 from .graph import needs
@@ -145,6 +146,8 @@ def _group(place: Place, board: Board) -> Iterator[None]:
 
 def failed(error: BaseException, rank: int, board: Board | None, partial: Path) -> int:
     """Tells of `error` if this rank is the first that fails. Returns the exit status."""
+    if isinstance(error, Left):
+        return 1  # rank 0 has it
     kind, status = _kind(error)
     if kind == "connection" and board is not None and _another_knows(board):
         return 1

@@ -49,8 +49,12 @@ def test_one_that_does_not_heed_sigterm_is_killed():
     assert time.monotonic() - begun < 5
 
 
-def test_after_a_restart_the_others_may_save_longer():
-    assert supervise(ranks(f"exit {RESTART}", f"sleep 1; exit {RESTART}"), Signals(), QUICK) == {0: 75, 1: 75}
+def test_after_a_signal_the_others_may_save_longer():
+    slow = f"trap 'sleep 1; exit {RESTART}' USR1; while :; do sleep 0.05; done"
+    quick = f"trap 'exit {RESTART}' USR1; while :; do sleep 0.05; done"
+    threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
+    with listening() as signals:
+        assert supervise(ranks(quick, slow), signals, QUICK) == {0: RESTART, 1: RESTART}
 
 
 def test_a_killed_rank_shows_as_its_signal():
