@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rich.text import Text
 
-AXIS = 8  # characters left of a curve
+AXIS = 9  # characters left of a curve
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bits of a braille character, by row and column
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_black", "bright_cyan", "bright_green")
@@ -22,11 +22,12 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
+    if size >= 1e15 or 0 < size < 1e-3:
+        text = f"{value:.1e}" if 1e-10 < size < 1 else f"{value:.0e}"
+        return text.replace("e-0", "e-").replace("e+", "e")
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= unit:
             return f"{value / (1e3 if name == 'k' else unit):.3g}{name}"
-    if size and size < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-")
     return f"{value:.0f}" if size >= 1e3 else f"{value:.3g}"
 
 
@@ -58,9 +59,12 @@ def curve(
     good = means[np.isfinite(means)]
     if not len(good):
         return [Text("no finite value".center(width) if i == height // 2 else "", "red") for i in range(height)]
-    log = bool(good.min() > 0 and good.max() > 100 * good.min())
+    log = bool(good.min() > 0 and good.max() / 100 > good.min())
     low, high = (float(f(good)) for f in (np.min, np.max))
-    scaled = np.log(means / low) / math.log(high / low) if log else (means - low) / ((high - low) or 1.0)
+    if log:
+        scaled = (np.log(means) - math.log(low)) / (math.log(high) - math.log(low))
+    else:
+        scaled = (means / 2 - low / 2) / ((high / 2 - low / 2) or 1.0)  # halves: the span of huge values is infinite
     grid = _drawn(columns, scaled, (4 * height, 2 * across))
     rows = _characters(grid, plain)
     show = {"": number, "%": percent, "B": gigabytes}[label]
@@ -69,7 +73,7 @@ def curve(
     for i, row in enumerate(rows):
         end = {0: show(high).removesuffix(" GiB"), height - 1: show(low).removesuffix(" GiB")}.get(i, "")
         end = "log" if log and height > 2 and i == height // 2 else end
-        line = Text(f"{end:>{AXIS - 2}} ", "dim") + Text("|" if plain else "┤" if end else "│", "dim")
+        line = Text(f"{end[: AXIS - 2]:>{AXIS - 2}} ", "dim") + Text("|" if plain else "┤" if end else "│", "dim")
         for c, character in enumerate(row):
             marked = c in marks and i == 0  # at the top, where nothing finite of that step can be seen
             line.append("x" if marked and plain else "×" if marked else character, "bold red" if marked else style)
@@ -106,8 +110,10 @@ def _drawn(columns: np.ndarray, scaled: np.ndarray, size: tuple[int, int]) -> np
                 past = last + round((y - last) * (step - 1 - before) / (c - before))
                 # Half of a steep piece stands in either column, so that it is one line and not a wall.
                 middle = (past + now) // 2
-                grid[min(past, middle) : max(past, middle) + 1, step - 1] = True
-                grid[min(now, middle) : max(now, middle) + 1, step] = True
+                upper, lower = (step - 1, step) if past < now else (step, step - 1)
+                grid[min(past, now) : middle + 1, upper] = True
+                grid[middle + 1 : max(past, now) + 1, lower] = True
+                grid[now, step] = True
     return grid
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ _PANEL = 38  # least width of a panel
 _RECENT = 50  # steps that the time split is the mean of
 _EVENTS = 6
 _REFRESH_S = 2.0
+_PATIENCE = 10  # refreshes in which a folder may be away, while it is renamed
 _CALM = {"start", "evaluation", "saved", "checkpoint", "stopped early", EXAMPLES}  # events that are no trouble
 _COLOUR = {"done": "green", "running": "yellow", "stopped": "red"}
 
@@ -61,9 +63,19 @@ PANELS = (
 def show(folder: Path, console: Console, *, stage: str = "", follow: bool = False) -> None:
     """Print the page of a run's or a stage's folder; with `follow`, again and again until the stage is done."""
     log = Log(chosen(logs_of(folder), stage))
+    if isinstance(console.file, io.TextIOWrapper):
+        console.file.reconfigure(errors="replace")  # a log may hold letters that the terminal has not
     if not follow:
         console.print(page(log.read(), console, _others(folder, log)))
-    elif console.is_terminal:
+        return
+    try:
+        _follow(folder, console, stage)
+    except KeyboardInterrupt:
+        return  # enough seen; the run goes on
+
+
+def _follow(folder: Path, console: Console, stage: str) -> None:
+    if console.is_terminal:
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             for log in _followed(folder, stage):
                 live.update(page(log, console, _others(folder, log), fit=True), refresh=True)
@@ -75,17 +87,20 @@ def show(folder: Path, console: Console, *, stage: str = "", follow: bool = Fals
 
 def _followed(folder: Path, stage: str) -> Iterator[Log]:
     """The log each time that it has something new. A stage's folder is renamed when it is whole, and another begins."""
-    log, last = Log(chosen(logs_of(folder), stage)), (-1, -1, "")
+    log, last, missed = Log(chosen(logs_of(folder), stage)), (-1, -1, ""), 0
     while True:
         try:
             path = chosen(logs_of(folder), stage)
             log = (log if path == log.path else Log(path)).read()
         except (DataError, OSError):
-            if folder.name.endswith(".partial"):
+            missed += 1
+            if missed > _PATIENCE:
+                raise
+            if folder.name.endswith(".partial") and not folder.exists():
                 folder = folder.with_name(folder.name.removesuffix(".partial"))
             time.sleep(_REFRESH_S)
             continue
-        now = (log.done, len(log.events), log.state)
+        missed, now = 0, (log.done, len(log.events), log.state)
         if now != last:
             yield log
         last = now
@@ -188,8 +203,7 @@ def _still(still: Sequence[tuple[Panel, float]], width: int) -> Iterator[Text]:
         said = Text("unchanged   ", "bold") + Text("   ").join(
             Text.assemble((f"{panel.title} ", "dim"), panel.show(value)) for panel, value in still
         )
-        said.truncate(width, overflow="ellipsis")
-        yield said
+        yield _cut(said, width)
         yield Text()
 
 
@@ -271,7 +285,7 @@ def _events(log: Log, width: int) -> Iterator[Text]:
 
 def _cut(line: Text, width: int) -> Text:
     """One line, whatever the text held."""
-    out = Text(" ").join(line.split("\n")) if "\n" in line.plain else line
+    out = Text(" ").join(line.split("\n"))
     out.truncate(width, overflow="ellipsis")
     return out
 

@@ -129,7 +129,10 @@ def launch(
 def show(
     target: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE [NAME=VALUE]... | SHARDS...", help="A recipe, or shards and folders of shards."),
+        typer.Argument(
+            metavar="RECIPE [NAME=VALUE]... | RUN | SHARDS...",
+            help="A recipe, the folder of a run or stage, or shards and folders of shards.",
+        ),
     ],
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="T", help="Batch T of a stage, as the model will see it.")
@@ -142,10 +145,12 @@ def show(
         bool, typer.Option("--verify", help="Check every sample of the shards; exit 1 on a fault.")
     ] = False,
     limit: Annotated[int, typer.Option("--limit", help="Rows to list.", metavar="N")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", help="Of a run: go on showing until it ends.")] = False,
 ) -> None:
-    """Show a batch as the model will see it, the rows of shards, or every fault in them.
+    """Show a batch as the model will see it, how a run goes, the rows of shards, or every fault in them.
 
     omni2vec show recipes/quickstart.py --batch 3
+    omni2vec show runs/quickstart --follow
     omni2vec show runs/quickstart/world --limit 5
     omni2vec show --verify runs/quickstart/world
     """
@@ -159,8 +164,14 @@ def show(
         for part in view.batch(loaded, into or Path("runs") / loaded.name, batch or 0, stage):
             console.print(view.hanging(part, console.width) if isinstance(part, str) else part)
         return
-    if batch is not None or stage:
-        raise DataError(f"{target[0]}: --batch and --stage go with a recipe (a .py file or a record.json).")
+    if batch is not None:
+        raise DataError(f"{target[0]}: --batch goes with a recipe (a .py file or a record.json).")
+    from .logs import is_run
+
+    if follow or stage or (len(target) == 1 and not verify and is_run(Path(target[0]))):
+        from .progress import show as progress
+
+        return progress(Path(target[0]), console, stage=stage, follow=follow)
     paths = view.tars([Path(t) for t in target])
     raise SystemExit(view.verify(paths, console) if verify else view.rows(paths, limit, console))
 

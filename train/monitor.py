@@ -112,7 +112,7 @@ class Monitor:
     def update(self, done: Update) -> None:
         """Log one step."""
         values = {f.name: getattr(done, f.name) for f in fields(done)} | _derived(done, self.peak)
-        kept = {k: v for k, v in values.items() if k == "loss" or not _empty(v) and (v or k not in _NOT_MEASURED)}
+        kept = {k: v for k, v in values.items() if k == "loss" or (not _empty(v) and (v or k not in _NOT_MEASURED))}
         self._write({**kept, "total": self.total})
         self._line.show(done.step + 1, _facts(done))
         # A run that was killed has sent steps that are now done again, with the same values: W&B takes no step twice.
