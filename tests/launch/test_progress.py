@@ -13,7 +13,8 @@ import pytest
 from omni2vec.data.types import DataError
 from omni2vec.launch.cli import app
 from omni2vec.launch.logs import Log, chosen, is_run, logs_of
-from omni2vec.launch.progress import page, show
+from omni2vec.launch.page import page
+from omni2vec.launch.progress import show
 from omni2vec.train.monitor import Monitor, Update, keep_before
 from rich.console import Console
 from typer.testing import CliRunner
