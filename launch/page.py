@@ -20,7 +20,15 @@ from .plots import curve, gigabytes, number, percent, shares, spark
 _LEAST = 38  # width of a panel
 _RECENT = 50  # steps that the time split is the mean of
 _EVENTS = 6
-_CALM = {"start", "evaluation", "saved", "checkpoint", "stopped early", EXAMPLES}  # events that are no trouble
+_CALM = {
+    "start",
+    "evaluation",
+    "saved",
+    "checkpoint",
+    "stopped early",
+    "asked to end",
+    EXAMPLES,
+}  # events that are no trouble
 _COLOUR = {"done": "green", "running": "yellow", "stopped": "red"}
 
 

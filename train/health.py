@@ -7,8 +7,9 @@ What may count for a query is what InfoNCE lets count: nothing that is known to 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor
 from ..data.relation import Relation, of_queries
 from .asked import Asked
 from .objectives.infonce import InfoNCE
+from .objectives.types import Contrastive
+
+if TYPE_CHECKING:
+    from .step import Bound
 
 NAN = float("nan")
 _TILE = 4096  # documents scored at a time
@@ -126,6 +131,13 @@ def look(
                 for k, i in enumerate(picked)
             ),
         )
+
+
+def task_of(bounds: Sequence[Bound]) -> tuple[frozenset[int], InfoNCE]:
+    """The sources (by index) that have an in-batch task at all, and the InfoNCE that says what counts in it: the first
+    one, or the default where another contrastive objective is in its place."""
+    groups = frozenset(g for b in bounds if any(isinstance(o, Contrastive) for o in b.objectives) for g in b.groups)
+    return groups, next((o for b in bounds for o in b.objectives if isinstance(o, InfoNCE)), InfoNCE())
 
 
 def uniformity(vectors: Tensor) -> float:

@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from omni2vec.data.relation import Relation, of_queries
 from omni2vec.data.types import Clock, Example
-from omni2vec.train.health import Checkup, effective_rank, look, uniformity
+from omni2vec.train.health import Checkup, effective_rank, look, task_of, uniformity
+from omni2vec.train.objectives.cosent import CoSENT
 from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.next_token import NextToken
+from omni2vec.train.step import Bound
 from torch import Tensor
 
 from .rows import mixed, plain, row, vectors
@@ -176,6 +179,13 @@ def test_a_document_drawn_for_every_row_is_no_collapse() -> None:
     vectors_ = torch.cat([torch.eye(8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)[[0, 1] * 4]])
     health = look(vectors_, Relation.of(examples, ["a"]), seed=0)
     assert health.uniformity == pytest.approx(-4.0)  # eight queries, two documents: all at distance sqrt 2
+
+
+def test_the_in_batch_task_is_that_of_sources_with_a_contrastive_objective() -> None:
+    own = InfoNCE(negatives="own")
+    bounds = [Bound("sts", (CoSENT(),), frozenset({0})), Bound("web", (NextToken(), own), frozenset({1, 2}))]
+    assert task_of(bounds) == (frozenset({1, 2}), own)
+    assert task_of(bounds[:1]) == (frozenset(), InfoNCE())
 
 
 def test_nothing_to_find_is_no_number_and_no_error() -> None:
