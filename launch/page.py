@@ -63,26 +63,44 @@ PANELS = (
 
 
 def page(log: Log, console: Console, others: Sequence[str] = (), fit: bool = False) -> RenderableType:
-    """All there is to see of one stage. fit: lower curves where the terminal is low."""
+    """All there is to see of one stage. fit: no more than the terminal is high, what matters least left out."""
     width, plain = console.width, not console.encoding.lower().startswith("utf")
     if not log.steps:
         return Group(*_header(log, width, plain), Text("No step is done yet."), *_events(log, width))
     drawn, still = _split(log)
     columns = max(1, min(width // _LEAST, len(drawn), 5))
-    rows = math.ceil(len(drawn) / columns)
-    height = max(2, min(6, (console.height - 18) // rows - 2)) if fit and rows else 5
+    height = 5
+    if fit:
+        room = console.height - 16  # without the header, the time split and the events
+        rows = min(math.ceil(len(drawn) / columns), max(1, room // 6))
+        drawn, height = drawn[: rows * columns], max(2, min(6, room // max(rows, 1) - 2))
     first, last = log.steps[0]["step"], log.steps[-1]["step"]
-    return Group(
-        *_header(log, width, plain),
-        Rule(f"steps {first:,} to {last:,}", style="dim", characters="-" if plain else "─"),
-        _panels(log, drawn, columns, width, height, plain),
-        *_still(still, width),
-        *_by_name(log, width, plain),
-        *_times(log, width, plain),
-        *_examples(log, width, plain),
-        *_events(log, width),
-        *([Text(f"other stages: {', '.join(others)} (--stage NAME)", "dim")] if others else []),
-    )
+    rule = Rule(f"steps {first:,} to {last:,}", style="dim", characters="-" if plain else "─")
+    sections: list[tuple[int, list[RenderableType]]] = [  # how much each matters, and what it shows
+        (0, [*_header(log, width, plain), rule]),
+        (1, [_panels(log, drawn, columns, width, height, plain)]),
+        (4, [*_still(still, width)]),
+        (3, [*_by_name(log, width, plain)]),
+        (2, [*_times(log, width, plain)]),
+        (5, [*_examples(log, width, plain)]),
+        (2, [*_events(log, width)]),
+        (6, [Text(f"other stages: {', '.join(others)} (--stage NAME)", "dim")] if others else []),
+    ]
+    kept = _fitting([s for s in sections if s[1]], console) if fit else sections
+    return Group(*(part for _, parts in kept for part in parts))
+
+
+def _fitting(
+    sections: list[tuple[int, list[RenderableType]]], console: Console
+) -> list[tuple[int, list[RenderableType]]]:
+    """Those that there is room for, by how much they matter, in their order on the page."""
+    left, kept = console.height - 1, set()
+    for i in sorted(range(len(sections)), key=lambda i: sections[i][0]):
+        lines = len(console.render_lines(Group(*sections[i][1]), pad=False))
+        if lines <= left:
+            kept.add(i)
+            left -= lines
+    return [s for i, s in enumerate(sections) if i in kept]
 
 
 def _split(log: Log) -> tuple[list[Panel], list[tuple[Panel, float]]]:

@@ -74,6 +74,19 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path, width: int) -> None:
         assert len(lines) < 60
 
 
+@pytest.mark.parametrize("height", [20, 24, 40, 60, 100])
+def test_while_it_is_followed_the_page_is_no_higher_than_the_terminal(tmp_path: Path, height: int) -> None:
+    log = Log(_trained(tmp_path / "mine" / "refine", 30, 30)).read()
+    screen = io.StringIO()
+    console = Console(file=screen, width=80, height=height, force_terminal=True, color_system=None)
+    console.print(page(log, console, ["warm"], fit=True))
+    lines = screen.getvalue().splitlines()
+    assert height // 2 < len(lines) < height or height == 100
+    assert "30/30 steps" in lines[1]
+    assert "in-batch accuracy" in screen.getvalue()
+    assert ("web/pictures" in screen.getvalue()) == (height >= 40)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_a_run_that_has_just_begun_has_a_page_too(tmp_path: Path, steps: int) -> None:
     text = _text(Log(_trained(tmp_path / "mine" / "refine.partial", steps, 100)), 80)
