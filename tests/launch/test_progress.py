@@ -84,7 +84,7 @@ def test_while_it_is_followed_the_page_is_no_higher_than_the_terminal(tmp_path: 
     assert height // 2 < len(lines) < height or height == 100
     assert "30/30 steps" in lines[1]
     assert "in-batch accuracy" in screen.getvalue()
-    assert ("web/pictures" in screen.getvalue()) == (height >= 40)
+    assert ("web/pictures" in screen.getvalue()) == (height >= 60)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
