@@ -29,6 +29,7 @@ _CALM = {
     "asked to end",
     EXAMPLES,
 }  # events that are no trouble
+OTHER = "other"  # what the stopwatch calls time between its sections (train/timing.py)
 _COLOUR = {"done": "green", "running": "yellow", "stopped": "red"}
 
 
@@ -207,7 +208,7 @@ def _times(log: Log, width: int, plain: bool) -> Iterator[Text]:
     recent = [r["times"] for r in log.steps[-_RECENT:] if isinstance(r.get("times"), Mapping)]
     names = list(dict.fromkeys(n for times in recent for n in times))
     parts = {n: sum(as_float(t.get(n, 0.0)) for t in recent) / len(recent) for n in names}
-    parts = {n: s for n, s in parts.items() if math.isfinite(s) and s > 0}
+    parts = {n: s for n, s in sorted(parts.items(), key=lambda p: p[0] == OTHER) if math.isfinite(s) and s > 0}
     lines = shares(parts, width, plain)
     if lines:
         of = f"mean of {len(recent)} steps" if len(recent) > 1 else "one step"

@@ -153,7 +153,7 @@ def shares(parts: Mapping[str, float], width: int, plain: bool = False) -> list[
         done = end
         sign = "#=+-:o*%@"[i % 9] if plain else "■"
         entry = Text.assemble((sign, colour), f" {name} ", (f"{100 * part / total:.0f}%", "bold"))
-        entry.append(f" {1e3 * part:,.0f} ms", "dim")
+        entry.append(f" {1e3 * part:,.0f} ms" if part >= 0.01 else f" {1e3 * part:.1f} ms", "dim")
         if lines[-1].cell_len + entry.cell_len + 3 > width:
             lines.append(Text())
         lines[-1].append_text(Text("   " if lines[-1].cell_len else "") + entry)

@@ -29,10 +29,11 @@ _TILE = 4096  # documents scored at a time
 
 @dataclass(frozen=True)
 class Checkup:
-    """How often and how closely a stage looks at its vectors. every, examples_every: steps, 0 for never. sample:
-    queries; shown: queries whose best `top` documents are written out."""
+    """How often and how closely a stage looks at its vectors. every, examples_every: steps, 0 for never; where a batch
+    is of one source, a look tells of that source alone. sample: queries; shown: queries whose best `top` documents are
+    written out."""
 
-    every: int = 10
+    every: int = 5
     sample: int = 256
     examples_every: int = 200
     shown: int = 8
