@@ -104,6 +104,7 @@ class Monitor:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / LOG
         self.total, self.peak = total, peak
+        self._accuracy = math.nan  # the last that was measured: not every step is looked at
         keep_before(self.path, start)
         self._wandb = _begin_wandb(wandb, folder, stage, record or {}) if wandb else None
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -114,7 +115,8 @@ class Monitor:
         values = {f.name: getattr(done, f.name) for f in fields(done)} | _derived(done, self.peak)
         kept = {k: v for k, v in values.items() if k == "loss" or (not _empty(v) and (v or k not in _NOT_MEASURED))}
         self._write({**kept, "total": self.total})
-        self._line.show(done.step + 1, _facts(done))
+        self._accuracy = self._accuracy if math.isnan(done.accuracy) else done.accuracy
+        self._line.show(done.step + 1, _facts(done, self._accuracy))
         # A run that was killed has sent steps that are now done again, with the same values: W&B takes no step twice.
         if self._wandb is not None and done.step >= self._wandb.step:
             self._wandb.log(_flat(kept), step=done.step)
@@ -176,11 +178,11 @@ def _whole_lines(path: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def _facts(done: Update) -> str:
+def _facts(done: Update, accuracy: float) -> str:
     rate = done.tokens / done.seconds if done.seconds > 0 else 0.0
-    accuracy = [] if math.isnan(done.accuracy) else [f"accuracy {done.accuracy:.0%}"]
+    right = [] if math.isnan(accuracy) else [f"accuracy {accuracy:.0%}"]
     skipped = [f"{n} {what} skipped" for n, what in ((done.skipped_rows, "rows"), (done.skipped_steps, "steps")) if n]
-    return "  ".join([f"loss {done.loss:.4f}", *accuracy, f"lr {done.lr:.2e}", f"{rate:,.0f} tokens/s", *skipped])
+    return "  ".join([f"loss {done.loss:.4f}", *right, f"lr {done.lr:.2e}", f"{rate:,.0f} tokens/s", *skipped])
 
 
 def _derived(done: Update, peak: float) -> dict[str, float]:

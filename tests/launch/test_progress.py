@@ -19,7 +19,7 @@ from omni2vec.train.monitor import Monitor, Update, keep_before
 from rich.console import Console
 from typer.testing import CliRunner
 
-SPLIT = {"data": 0.5, "forward": 1.0, "backward": 2.5}
+SPLIT = {"other": 0.001, "data": 0.5, "forward": 1.0, "backward": 2.5}
 
 
 def _trained(folder: Path, steps: int, total: int, **more: Any) -> Path:
@@ -60,6 +60,7 @@ def test_the_page_says_how_far_the_run_is_and_what_went_wrong(tmp_path: Path) ->
         assert title in text
     assert "web/pictures" in text
     assert "forward 25% 1,000 ms" in text
+    assert text.index("backward 62%") < text.index("other 0% 1.0 ms")  # whatever came first in the record
     assert "temperature 0.02" in text  # it never changed: no curve
     assert text.count("×") >= 2  # the loss and the norm of step 7
     assert "evaluation  mean 0.25, broken nan" in text

@@ -140,6 +140,14 @@ def test_utilisation_is_left_out_where_the_peak_is_not_known(tmp_path: Path) -> 
     assert record["flops"] == 5e11
 
 
+def test_the_terminal_goes_on_saying_the_last_accuracy_that_was_measured(tmp_path: Path) -> None:
+    monitor, screen = _monitor(tmp_path, total=2)
+    with monitor:
+        monitor.update(_update(0, accuracy=0.75))
+        monitor.update(_update(1))
+    assert screen.getvalue().splitlines()[-1].startswith("refine 2/2  loss 0.5000  accuracy 75%")
+
+
 QUERIES: list[dict[str, Any]] = [
     {
         "query": "web/0/3",
