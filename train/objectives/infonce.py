@@ -18,7 +18,7 @@ from ...data.types import Clock
 from ..gather import Group
 from .negatives import Negatives
 from .sharded import graded, pieces
-from .tiles import info_nce
+from .tiles import info_nce, with_gradients
 from .types import Graded, SumCount
 
 Given = Literal["shared", "own"]
@@ -74,22 +74,17 @@ class InfoNCE:
         self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock, group: Group
     ) -> Graded:
         """The value of `contrast` over the whole batch and this rank's share of its gradients. Operands as there, equal
-        on all ranks; collective. With one rank it is `contrast`, which is quicker."""
-        if group.size == 1:
-            return self._alone(query, docs, relation, scale, clock)
+        on all ranks; collective. With one rank it is what `contrast` computes, less the copies that autograd makes."""
         _check(query, docs, relation, scale)
-        negatives = self._negatives(relation, group.share(len(query)), pieces(len(docs), group))
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         query, docs, scale = (t.detach().to(dtype) for t in (query, docs, scale))
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+            if group.size == 1:
+                negatives = self._negatives(relation)
+                alone = with_gradients(query, docs, scale, negatives, self.tile, self.both)
+                return Graded(alone[0], negatives.count, *alone[1:])
+            negatives = self._negatives(relation, group.share(len(query)), pieces(len(docs), group))
             return graded(query, docs, scale, negatives, self.tile, self.both, group)
-
-    def _alone(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> Graded:
-        with torch.enable_grad():
-            operands = [t.detach().requires_grad_() for t in (query, docs, scale)]
-            out = self.contrast(operands[0], operands[1], relation, operands[2], clock)
-            gradients = torch.autograd.grad(out.sum, operands)
-        return Graded(out.sum.detach(), out.count, *gradients)
 
     def _negatives(
         self,

@@ -2,9 +2,9 @@
 
 A rank computes the logits of its own queries against the documents of one rank after the other, twice: for the norms,
 then for the gradients. What it finds of a rank's documents is summed at that rank while the next ones are computed, so
-that no rank ever holds a gradient by all documents. The collectives depend on the number of ranks alone: two reductions
-a rank (one where ranks are many), one of the loss, and two of O(P) numbers for the norms of columns where both
-directions count.
+that no rank ever holds a gradient by all documents. The collectives depend on the number of ranks alone: about 16 of
+gradients (one a rank where ranks are more), one of the loss, and two of O(P) numbers for the norms of columns where
+both directions count.
 """
 
 from __future__ import annotations
@@ -20,28 +20,26 @@ from .negatives import Negatives, Strip
 from .tiles import Norms, Part, Pulls, Rows, in_place
 from .types import Graded
 
-_MANY = 16  # ranks
+_STRIPS = 16  # about as many in all: a block has to be wide enough for a matrix product to be worth its start
 
 
 def graded(query: Tensor, docs: Tensor, scale: Tensor, index: Negatives, tile: int, both: bool, group: Group) -> Graded:
-    """query (Q, D), docs (N, D), scale (1,) of one floating type, equal on all ranks. index: of this rank's even share
-    of the queries, with the strips that `pieces` names."""
-    with torch.no_grad():
-        rows = Rows(query[index.rows], scale, index, tile, True)
-        norms = rows.norms((Part.of(strip, docs) for strip in index.strips), both)
-        if both:
-            norms = _of_all_rows(norms, group)
-        d_docs = _home(rows, norms.pulls(), docs, index.strips, group).mul_(scale)
-        d_query, d_scale = rows.gradients()
-        loss, d_scale = group.sum_(torch.stack([norms.loss(), d_scale]))
+    """query (Q, D), docs (N, D), scale (1,) of one floating type, equal on all ranks, without gradients. index: of this
+    rank's even share of the queries, with the strips that `pieces` names."""
+    rows = Rows(query[index.rows], scale, index, tile, True)
+    norms = rows.norms((Part.of(strip, docs) for strip in index.strips), both)
+    if both:
+        norms = _of_all_rows(norms, group)
+    d_docs = _home(rows, norms.pulls(), docs, index.strips, group).mul_(scale)
+    d_query, d_scale = rows.gradients()
+    loss, d_scale = group.sum_(torch.stack([norms.loss(), d_scale]))
     return Graded(loss, index.count, d_query, d_docs, d_scale.reshape(scale.shape))
 
 
 def pieces(docs: int, group: Group) -> list[tuple[int, int]]:
-    """The documents [a, b) of each strip: every rank's even share of `docs`, cut in two where ranks are few. A share is
-    large then, and two buffers of a half hold less than the gradient that they bring home; many ranks have small shares
-    and wait for messages rather than for memory."""
-    cuts = 2 if group.size < _MANY else 1
+    """The documents [a, b) of each strip: every rank's even share of `docs`, cut where ranks are few. Shares are large
+    then, and a rank works with two buffers and a copy of a strip's size beside its own share."""
+    cuts = max(1, _STRIPS // group.size)
     return [(a + i, a + j) for a, b in bounds(docs, group.size) for i, j in bounds(b - a, cuts)]
 
 

@@ -36,12 +36,10 @@ class _Tiled(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, docs: Tensor, scale: Tensor, negatives: Negatives, tile: int, both: bool, want: bool
     ) -> Tensor:
-        part, rows = Part.of(negatives.strips[0], docs), Rows(query, scale, negatives, tile, want)
-        d_docs = torch.zeros_like(docs) if want else docs  # without gradients it is not written to
-        loss = both_ways(rows, part, d_docs) if both else rows.one_way(part, d_docs)
-        if want:
-            d_query, d_scale = rows.gradients()
-            ctx.save_for_backward(d_query, in_place(part.strip, d_docs).mul_(scale), d_scale.reshape(scale.shape))
+        if not want:
+            return value(query, docs, scale, negatives, tile, both)
+        loss, *gradients = with_gradients(query, docs, scale, negatives, tile, both)
+        ctx.save_for_backward(*gradients)
         return loss
 
     @staticmethod
@@ -50,13 +48,29 @@ class _Tiled(torch.autograd.Function):
         return (*(grad * saved for saved in ctx.saved_tensors), None, None, None, None)
 
 
-def both_ways(rows: Rows, part: Part, d_docs: Tensor) -> Tensor:
-    """The mean of the two directions. In the second, each positive document looks for its query among all queries; a
-    query's documents share one weight, as its positives do in the first, so that both are means over queries."""
-    norms = rows.norms([part], True)
-    if rows.want:
+def value(query: Tensor, docs: Tensor, scale: Tensor, negatives: Negatives, tile: int, both: bool) -> Tensor:
+    """The loss, ()."""
+    part, rows = Part.of(negatives.strips[0], docs), Rows(query, scale, negatives, tile, False)
+    return rows.norms([part], True).loss() if both else rows.one_way(part, docs)
+
+
+def with_gradients(
+    query: Tensor, docs: Tensor, scale: Tensor, negatives: Negatives, tile: int, both: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss and its gradients by query, docs and scale, without a graph."""
+    part, rows = Part.of(negatives.strips[0], docs), Rows(query, scale, negatives, tile, True)
+    d_docs = torch.zeros_like(docs)
+    if both:
+        # In the second direction each positive document looks for its query among all queries. A query's documents
+        # share one weight, as its positives do in the first, so that both are means over queries.
+        norms = rows.norms([part], True)
         rows.push(part, norms.pulls(), d_docs)
-    return norms.loss()
+        loss = norms.loss()
+    else:
+        loss = rows.one_way(part, d_docs)
+    del part  # with its copy of the documents, before others are made
+    d_query, d_scale = rows.gradients()
+    return loss, d_query, in_place(negatives.strips[0], d_docs).mul_(scale), d_scale.reshape(scale.shape)
 
 
 @dataclass(frozen=True)
