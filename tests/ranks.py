@@ -14,11 +14,14 @@ def start(script, size, *args, folder, env=None):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
+    tests = Path(__file__).parent
+    paths = [tests, tests / "train", tests / "model"]  # what scripts share with the tests
     processes = []
     for rank in range(size):
         own = {
             **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
             "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
             "RESULT": str(Path(folder) / f"result-{rank}.json"), **(env or {}),
         }  # fmt: skip
         log = (Path(folder) / f"rank-{rank}.log").open("w")

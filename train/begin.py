@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from ..data.loader import Loader, Plan
 from ..data.types import Where
 from ..model.embedder import Embedder
 from ..model.flops import Flops, model_flops, rates
 from ..model.types import Inputs
 from . import resume
+from .cost import widest
 from .engine import Engine
-from .gather import Group
 from .guard import wished
 from .leave import together
-from .memory import choose, free_bytes, measure
+from .loss import local_terms
+from .memory import CAP, Footprint, agreed, allot, budgets, kept_bytes, measure
+from .probe import settle
 from .resume import State
+from .step import Memory, callables
 
 if TYPE_CHECKING:
     from ..eval.types import Task
     from .stage import Stage
-
-_CAP = {"cuda": 16_384, "cpu": 4_096}  # tokens a chunk: beyond this a larger one is no faster, only larger
 
 
 def where_from(stage: Stage, engine: Engine, out: Path, where: Where, base: str) -> State:
@@ -35,39 +36,64 @@ def where_from(stage: Stage, engine: Engine, out: Path, where: Where, base: str)
     found = json.loads(group.exchange(json.dumps([p.name for p in resume.existing(out)]).encode())[0])
     state = resume.load(engine, out / resume.FOLDER / found[-1], group, base) if found else State()
     wish = together(group, lambda: wished(out, take=False)) or {}
-    if not state.chunk_tokens:
-        state = _measured(stage, engine, where, state)
-    if fewer := int(wish.get("chunk_tokens", 0)):
-        state = replace(state, chunk_tokens=min(state.chunk_tokens, fewer))
+    with stage.loader(engine.embedder, where, state.chunk_tokens or 1 << 40, replace(state), group) as loader:
+        if not state.chunk_tokens:
+            state = _measured(stage, engine, loader, state)
+        if fewer := int(wish.get("chunk_tokens", 0)):
+            state = replace(state, chunk_tokens=min(state.chunk_tokens, fewer))
+        if state.step < stage.steps and not state.stopped:
+            state = _probed(stage, engine, loader, state)
     return state
 
 
-def _measured(stage: Stage, engine: Engine, where: Where, state: State) -> State:
-    """Memory plan and tokens a chunk, from the bytes that the first batch's longest rows are seen to keep. Equal on
-    all ranks: what the poorest of them can afford."""
-    device, group = engine.device, engine.group
-    budget = _least(group, int(stage.memory_gb * 2**30) or free_bytes(device) // 2)
-    with stage.loader(engine.embedder, where, 1 << 40, group=group) as loader:
-        plan = loader.plan(0)
-        longest = max(c.tokens for c in plan.costs)
-        fixed = stage.chunk_tokens
-        tokens = int(fixed) if fixed != "auto" else max(_CAP.get(device.type, 4096), longest)
-        memory: str = stage.memory
-        if stage.memory == "auto" or fixed == "auto":
-            loader.budget = max(2 * longest, 1024) if fixed == "auto" else tokens
-            small = loader.plan(0)
-            footprint = measure(engine, loader.again(small, 0))
-            footprint = replace(
-                footprint, all=_most(group, footprint.all), boundaries=_most(group, footprint.boundaries)
-            )
-            if fixed == "auto":
-                # A chunk is recomputed with all its activations, whatever the plan: a quarter of the budget.
-                tokens = max(longest, min(tokens, int(budget / 4 / max(footprint.all, 1.0))))
-            host = _least(group, free_bytes(torch.device("cpu")) // 2)
-            if memory == "auto":
-                a_rank = int(1.2 * plan.tokens / group.size)
-                memory = choose(footprint, a_rank, budget - budget // 4, device, host)
-    return replace(state, memory=memory, chunk_tokens=tokens)
+def _measured(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State) -> State:
+    """Tokens a chunk, and what kept graphs may take, from the bytes that the first batch's longest rows are seen to
+    keep. Equal on all ranks: what the poorest of them can afford."""
+    device, fixed = engine.device, stage.chunk_tokens
+    plan = loader.plan(0)
+    longest = max(c.tokens for c in plan.costs)
+    tokens = int(fixed) if fixed != "auto" else max(CAP.get(device.type, 4096), longest)
+    if stage.memory != "auto" and fixed != "auto":
+        return replace(state, memory=stage.memory, chunk_tokens=tokens)
+    loader.budget = max(2 * longest, 1024) if fixed == "auto" else tokens
+    footprint = measure(engine, loader.again(loader.plan(0), 0))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", engine.group.size))
+    footprint, budget, host = agreed(engine.group, device, footprint, *budgets(device, stage.memory_gb, local))
+    # A chunk is recomputed with all its activations, whatever the plan: a quarter of the budget.
+    if fixed == "auto":
+        tokens = max(longest, min(tokens, int(budget / 4 / max(footprint.all, 1.0))))
+    return replace(
+        state,
+        memory=stage.memory,
+        chunk_tokens=tokens,
+        footprint=(footprint.all, footprint.boundaries),
+        budgets=(budget - budget // 4, host),
+    )
+
+
+def memories(state: State, plan: Plan, engine: Engine) -> tuple[Memory, ...]:
+    """The memory plan of each chunk of a step, the same on all ranks."""
+    if state.memory != "auto":
+        memory: Memory = state.memory  # type: ignore[assignment]
+        return (memory,) * len(plan.chunks)
+    return allot(Footprint(*state.footprint), widest(plan), *state.budgets, engine.device)
+
+
+def _probed(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State) -> State:
+    """The state, with the chunk budget halved until the longest chunk of the next step goes through on every rank."""
+
+    def chunk(tokens: int) -> Inputs:
+        loader.budget = tokens
+        plan = loader.plan(state.step)
+        wide = widest(plan)
+        return loader.again(plan, wide.index(max(wide)))
+
+    plan, terms = loader.plan(state.step), callables(local_terms(stage.bounds()))
+    longest = max(c.tokens for c in plan.costs)
+    # Whatever the plan, a chunk's backward pass has its activations, beside what the other chunks keep.
+    kept = kept_bytes(Footprint(*state.footprint), widest(plan), memories(state, plan, engine))[0]
+    tokens, _ = settle(engine, state.chunk_tokens, longest, chunk, "boundaries", terms, kept, stage.name)
+    return replace(state, chunk_tokens=tokens)
 
 
 def counter(embedder: Embedder) -> Callable[[Inputs], float] | None:
@@ -78,14 +104,6 @@ def counter(embedder: Embedder) -> Callable[[Inputs], float] | None:
     found = rates(embedder)
     factor = {f.name: model_flops(Flops(**{f.name: 1.0}), embedder) for f in fields(Flops)}
     return lambda inputs: sum(factor[part] * n for part, n in asdict(found.count(inputs)).items())
-
-
-def _least(group: Group, value: float) -> int:
-    return int(min(float(v) for v in group.exchange(str(value).encode())))
-
-
-def _most(group: Group, value: float) -> float:
-    return max(float(v) for v in group.exchange(repr(value).encode()))
 
 
 def tasks_of(stage: Stage, where: Where) -> list[Task]:

@@ -23,7 +23,7 @@ from ..data.types import Clock, Where
 from ..model.types import Inputs
 from . import resume
 from .alarm import Collapse
-from .begin import counter, tasks_of, where_from
+from .begin import counter, memories, tasks_of, where_from
 from .consolidate import complete, export
 from .engine import Engine, Updated
 from .gather import Group
@@ -35,7 +35,7 @@ from .precision import LossScale
 from .resume import State
 from .snapshot import Saver
 from .spread import Together
-from .step import Done, Memory, NoMemoryError, cached_step
+from .step import Done, NoMemoryError, cached_step
 from .timing import Stopwatch
 from .trouble import Patience, agree, blame, is_out_of_memory
 from .watchdog import Watchdog
@@ -155,7 +155,7 @@ class _Training:
     def step(self, plan: Plan, chunks: Iterator[Inputs], bounds: Sequence[Bound]) -> tuple[Done, Updated]:
         stage, engine = self.stage, self.engine
         clock = Clock(plan.step, plan.step / stage.steps, stage.seed)
-        memory: Memory = self.state.memory  # type: ignore[assignment]
+        memory = memories(self.state, plan, engine)
         try:
             done = cached_step(
                 engine, plan, chunks, bounds, clock, memory, self.loader.again, watch=self.section, count=self.count

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -30,7 +31,7 @@ from .loss import Bound as Bound
 from .loss import Graded, batch_loss, local_terms
 from .memory import offloading
 from .objectives.types import Local
-from .trouble import is_out_of_memory
+from .trouble import ran_out_of_memory
 
 Memory = Literal["all", "boundaries", "offloaded", "vectors"]
 Watch = Callable[[str], AbstractContextManager[object]]
@@ -84,7 +85,9 @@ class _Passed:
     dummies: int = 0
 
 
-def _callables(terms: Mapping[str, tuple[frozenset[int], Local]]) -> LocalTerms:
+def callables(terms: Mapping[str, tuple[frozenset[int], Local]]) -> LocalTerms:
+    """As Embedder.forward takes them."""
+
     def call(objective: Local) -> Callable[[Tensor, Tensor], tuple[Tensor, int]]:
         def term(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
             out = objective.local(logits, labels)
@@ -116,10 +119,10 @@ def cached_step(
     FLOPs of a chunk. Raises NoMemoryError on all ranks where one has run out of it.
     """
     local, group = local_terms(bounds), engine.group
-    terms = _callables(local)
+    terms = callables(local)
     memories = (memory,) * len(plan.chunks) if isinstance(memory, str) else tuple(memory)
     first, passed = _First(engine, terms, memories, host_bytes, watch, count), _Passed()
-    full = _out_of_memory(engine, lambda: first(plan, chunks, passed))
+    full = ran_out_of_memory(engine, lambda: first(plan, chunks, passed))
     if full:
         passed.chunks.clear()
     with watch("gather"):
@@ -244,7 +247,7 @@ class _Second:
             full = False
             for i in range(len(passed.chunks)):
                 with self.watch("backward"):
-                    full = _out_of_memory(self.engine, lambda i=i: self._chunk(plan, passed, i, graded, sums))  # type: ignore[misc]
+                    full = ran_out_of_memory(self.engine, partial(self._chunk, plan, passed, i, graded, sums))
                 if full:
                     passed.chunks.clear()
                     break
@@ -286,21 +289,6 @@ class _Second:
         encoded = engine.embed(inputs, self.terms, state.towers)
         _set_rng(after, engine.device)
         return encoded
-
-
-def _out_of_memory(engine: Engine, work: Callable[[], object]) -> bool:
-    """Whether `work` ran out of memory here. Where forwards and backwards hold collectives, the others wait in one
-    already and cannot be told: the error is raised, and whoever started the ranks ends them."""
-    try:
-        work()
-    except Exception as error:
-        if engine.sharded or not is_out_of_memory(error):
-            raise
-    else:
-        return False
-    if engine.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return True
 
 
 def _rng(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,175 @@
+"""Run as a script on several ranks: three steps of an engine, against one process with the whole batch in one chunk.
+
+Gives, by case, how far the weights are from that process's, as a share of how far those have moved.
+"""
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+import toy
+from omni2vec.data.loader import Loader
+from omni2vec.data.mix import Feed
+from omni2vec.data.types import Clock, Example, Item, Limits
+from omni2vec.model.embedder import Learned, freeze, remade
+from omni2vec.model.lora import Lora, attach
+from omni2vec.train.gather import Group
+from omni2vec.train.loss import Bound
+from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.next_token import NextToken
+from omni2vec.train.optim import AdamW, Schedule
+from omni2vec.train.step import cached_step
+from omni2vec.train.zero import Zero
+from omni2vec.train.zero_engine import engine_of
+from ranks import say
+
+STEPS = 3
+# A large eps: where a gradient is but rounding, AdamW's own first steps would blow it up to a whole step.
+ADAM = AdamW(lr=1e-2, eps=1e-3, schedule=Schedule("constant", warmup=0))
+BOTH = (InfoNCE(both=True), NextToken(weight=0.3))
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    memory: object = "boundaries"
+    objectives: tuple = BOTH
+    rows: str = "ragged"
+    model: str = "toy"
+    precision: str = "fp32"
+    clip: float = 0.5
+    budget: int = 60
+    reduce: str = "step"
+    engines: tuple[str, ...] = ()  # of ENGINES; none: all
+
+
+CASES = (
+    Case("boundaries kept"),
+    Case("run twice", "vectors"),
+    Case("mixed plans", ("all", "boundaries", "vectors"), engines=("local", "zero 3")),
+    Case("one way, own negatives", objectives=(InfoNCE(negatives="own"), NextToken()), engines=("local", "zero 2")),
+    Case("one picture and one answer in the batch", rows="lonely"),
+    Case("many chunks", budget=32, engines=("local", "zero 3")),
+    Case("reduced once a chunk", reduce="chunk", engines=("zero 2", "zero 3")),
+    Case("reduced once a chunk, run twice", "vectors", reduce="chunk", engines=("zero 2", "zero 3")),
+    Case("VLM", model="qwen2_vl", rows="pictures", budget=220),
+    Case("VLM, LoRA on a frozen tower", model="lora", rows="pictures", budget=220, engines=("zero 2", "zero 3")),
+    Case(
+        "VLM, bf16 autocast",
+        model="qwen3_vl",
+        rows="pictures",
+        budget=220,
+        precision="bf16",
+        engines=("local", "zero 3"),
+    ),
+)
+
+
+def source(kind):
+    if kind == "pictures":
+        from small import mixed
+
+        items = mixed(32, seed=5, video=False)
+        rows = tuple(
+            Example(f"rows/0/{i}", "rows", "retrieval", items[2 * i], (items[2 * i + 1],),
+                    (Item.text(f"wrong {i}"),) * (i % 2), answer="a red circle" if i % 5 == 0 else "")
+            for i in range(16)
+        )  # fmt: skip
+        return toy.ToyRows("rows", rows)
+    found = toy.rows(count=36)
+    if kind == "lonely":
+        plain = [replace(e, query=Item.text(e.query.parts[0].text.removeprefix("#")), answer="") for e in found.rows]
+        for i in range(0, len(plain), 12):
+            plain[i] = replace(plain[i], query=Item.text("#" + plain[i].query.parts[0].text))
+            plain[i + 1] = replace(plain[i + 1], answer="hello")
+        found = toy.ToyRows("toy", tuple(plain))
+    return found
+
+
+def embedder_of(kind):
+    if kind == "toy":
+        return toy.embedder(dtype=torch.float32)
+    from small import tiny
+
+    torch.manual_seed(0)
+    made = tiny("qwen2_vl" if kind == "lora" else kind)
+    made = remade(made, replace(made.settings, scale=Learned(init=8.0)), None)
+    if kind == "lora":
+        made = attach(made, Lora(rank=4))
+        torch.manual_seed(1)
+        for n, p in made.named_parameters():
+            if "lora_B" in n:
+                torch.nn.init.normal_(p, std=0.05)
+        freeze(made, ("tower", "projector"))
+    return made.train()
+
+
+def trained(case, group, zero=None, whole=False):
+    """The weights after the steps, on rank 0, as they were before them, and the losses."""
+    rows, embedder = source(case.rows), embedder_of(case.model)
+    before = {n: p.detach().clone() for n, p in embedder.named_parameters()}
+    engine = engine_of(embedder, ADAM, case.precision, case.clip, group, zero)
+    bounds = (Bound("default", case.objectives, frozenset({0})),)
+    losses, batch = [], 12
+    with Loader(
+        [rows], [Feed(rows, positives=3, negatives=2)], embedder.format, Limits(), batch=batch, sub_batch=batch, seed=0,
+        budget=1 << 30 if whole else case.budget, stretch=True, ranks=group.ranks, stop=STEPS,
+    ) as loader:  # fmt: skip
+        for plan, chunks in loader:
+            n = len(plan.chunks)
+            memory = case.memory if isinstance(case.memory, str) else (case.memory * n)[:n]
+            clock = Clock(plan.step, plan.step / STEPS, 0)
+            again = loader.again
+            done = cached_step(engine, plan, chunks, bounds, clock, memory, again, host_bytes=1 << 10)
+            updated = engine.update(plan.step, STEPS)
+            assert updated.applied
+            losses.append((done.loss, updated.norm))
+    names = [n for n, p in embedder.named_parameters() if n in before]
+    return engine.whole(names), before, losses
+
+
+def distance(found, wanted, before):
+    """(by norm, of the largest element against the largest movement)"""
+    apart = sum(float((found[n].float() - wanted[n].float()).pow(2).sum()) for n in wanted) ** 0.5
+    moved = sum(float((wanted[n].float() - before[n].float()).pow(2).sum()) for n in wanted) ** 0.5
+    largest = max(float((found[n].float() - wanted[n].float()).abs().max()) for n in wanted)
+    most = max(float((wanted[n].float() - before[n].float()).abs().max()) for n in wanted)
+    return apart / moved, largest / most
+
+
+ENGINES = {
+    "local": None,
+    "zero 1": Zero(1),
+    "zero 2": Zero(2),
+    "zero 3": Zero(3, persistence_threshold=0),  # at the default, models as small as these are never partitioned
+}
+
+
+def main():
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    group = Group.current()
+    results = {}
+    for case in (c for c in CASES if os.environ.get("CASE", "") in c.name):
+        right, right_losses = None, None
+        for name, zero in ENGINES.items():
+            if case.engines and name not in case.engines:
+                continue
+            zero = replace(zero, reduce=case.reduce) if zero else None
+            found, before, losses = trained(case, group, zero)
+            if group.rank == 0:
+                if right is None:
+                    right, _, right_losses = trained(case, Group(), whole=True)
+                apart = max(
+                    abs(a - b) / abs(b)
+                    for x, y in zip(losses, right_losses, strict=True)
+                    for a, b in zip(x, y, strict=True)
+                )
+                results[f"{name}: {case.name}"] = [*distance(found, right, before), apart]
+    say(results)
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main()
