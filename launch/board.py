@@ -97,7 +97,7 @@ def agree(board: Board, place: Place, facts: Mapping[str, str], say: Callable[[s
     `say` whom it waits for."""
     board.put(f"facts/{place.rank}", {"host": platform.node(), "facts": dict(facts)})
     if place.rank == 0:
-        rows = _collected(board, range(place.size), say)
+        rows = collected(board, range(place.size), say)
         told = differing([(row["host"], row["facts"]) for row in rows])
         board.put("agreed", told)
     else:
@@ -108,7 +108,8 @@ def agree(board: Board, place: Place, facts: Mapping[str, str], say: Callable[[s
         raise RecipeError(f"the ranks do not stand on the same ground; nothing was begun:\n{lines}")
 
 
-def _collected(board: Board, ranks: Iterable[int], say: Callable[[str], None]) -> list[Any]:
+def collected(board: Board, ranks: Iterable[int], say: Callable[[str], None]) -> list[Any]:
+    """On rank 0: what each rank put under facts/RANK, once all have."""
     found: dict[int, Any] = {}
     ranks, begun, told = list(ranks), time.monotonic(), False
     while True:

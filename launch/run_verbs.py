@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -177,14 +178,41 @@ def show(
 
 
 @app.command(cls=Verb)
-def doctor() -> None:
-    """Check this machine: Python, torch and its pair, extras, GPU, compiler, disk. Says what to do for each fault.
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Compare what the ranks see of this recipe, too.")
+    ] = None,
+    words: Words = None,
+    ranks: Annotated[
+        int, typer.Option("--ranks", metavar="N", min=0, help="Start N ranks here, and compare them.")
+    ] = 0,
+    into: Into = None,
+) -> None:
+    """Check this machine, or all ranks: versions, GPU, compiler, disk; recipe, data, clocks, speed of the links.
 
     omni2vec doctor
+    omni2vec doctor my_recipe.py --ranks 8
+    srun omni2vec doctor my_recipe.py
+
+    Under torchrun, deepspeed or srun, the ranks are theirs. Says what to do for each fault.
     """
     from .doctor import examine, table
+    from .place import outside
 
-    findings = examine()
-    Console().print(table(findings))
-    if any(f.grade == "blocker" for f in findings):
+    findings, status = [], 0
+    if place := outside(os.environ):
+        from .doctor_ranks import Question, ask, board_of
+
+        findings = ask(Question(recipe, tuple(words or ()), into), place, board_of(place))
+    elif ranks > 1:
+        from .doctor_ranks import Question, examine_here
+
+        status = examine_here(Question(recipe, tuple(words or ()), into), ranks, say)
+    elif recipe is not None:
+        raise DataError(f"doctor {recipe}: a recipe is compared between ranks; give --ranks N, or start it by srun.")
+    else:
+        findings = examine()
+    if findings:
+        Console().print(table(findings))
+    if status or any(f.grade == "blocker" for f in findings):
         raise SystemExit(1)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..data.types import DataError, Step
 from ..train.guard import RESTART, Restart
@@ -29,6 +29,9 @@ from .place import Place, outside
 from .run import Folder, put
 from .supervise import follow_starter
 from .words import RecipeError
+
+if TYPE_CHECKING:
+    import torch
 
 CLAIM_S = 5.0  # a rank whose connection broke waits so long for the one that knows why
 SHOWN_S = 60.0  # a network file system shows a new folder late
@@ -68,7 +71,7 @@ def _ended(at: Path, name: str, recipe: Path | None, place: Place | None, board:
             step.make(partial, folder)
         else:
             agree(board, place, ground(step, folder))
-            with _group(place, board):
+            with group(place, board):
                 step.make(partial, folder)
     except BaseException as error:
         rank = place.rank if place else 0
@@ -119,24 +122,24 @@ def ground(step: Step, folder: Folder) -> dict[str, str]:
 
 
 @contextmanager
-def _group(place: Place, board: Board) -> Iterator[None]:
-    """torch.distributed's process group, with NCCL for tensors on a GPU."""
+def group(place: Place, board: Board, timeout: timedelta = timedelta(hours=GROUP_H)) -> Iterator[torch.device]:
+    """torch.distributed's process group, with NCCL for tensors on a GPU; gives this rank's device."""
     import torch
     import torch.distributed as dist
 
-    backend = "gloo"
+    backend, device = "gloo", torch.device("cpu")
     if torch.cuda.is_available():
         # Slurm may show a task its own GPU alone, which is then number 0.
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-        backend = "cpu:gloo,cuda:nccl"
+        backend, device = "cpu:gloo,cuda:nccl", torch.device("cuda", torch.cuda.current_device())
     dist.init_process_group(
         backend,
         store=board.under("group").store,
         rank=place.rank,
         world_size=place.size,
-        timeout=timedelta(hours=GROUP_H),
+        timeout=timeout,
     )
-    yield
+    yield device
     dist.all_reduce(torch.zeros(1))  # nobody takes a connection away that another still reads from
     dist.destroy_process_group()
 
