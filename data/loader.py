@@ -20,7 +20,7 @@ from .mix import Feed
 from .order import Address, Order
 from .ranks import ALONE, Ranks
 from .relation import Relation
-from .types import Cost, DataError, Limits, Rows
+from .types import Cost, DataError, Example, Limits, Rows
 from .wire import pack, unpack
 from .work import Bad, Collated, Format, Measured, Work
 
@@ -135,6 +135,10 @@ class Loader(Generic[T]):
     def plan(self, step: int) -> Plan:
         """The plan of any step, read and counted now."""
         return _Step(self, step).plan
+
+    def example(self, plan: Plan, row: int) -> Example:
+        """Row `row` of a plan as it was drawn, with its contents, read once more."""
+        return self._work.example(plan.addresses[row])
 
     def again(self, plan: Plan, chunk: int) -> T:
         """One chunk of a plan, read and collated once more."""

@@ -15,7 +15,7 @@ from ..model.embedder import Embedder
 from ..model.flops import Flops, model_flops, rates
 from ..model.types import Inputs
 from . import resume
-from .cost import widest
+from .cost import held, widest
 from .engine import Engine
 from .guard import wished
 from .leave import together
@@ -92,6 +92,10 @@ def _probed(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State) 
     longest = max(c.tokens for c in plan.costs)
     # Whatever the plan, a chunk's backward pass has its activations, beside what the other chunks keep.
     kept = kept_bytes(Footprint(*state.footprint), widest(plan), memories(state, plan, engine))[0]
+    if not state.step:  # moments are made by the first update
+        trained = sum(getattr(p, "ds_numel", p.numel()) for p in engine.embedder.parameters() if p.requires_grad)
+        found = held(trained, 0, stage.precision, stage.zero, engine.group.size)
+        kept += found.moments if not found.on_host else 0
     tokens, _ = settle(engine, state.chunk_tokens, longest, chunk, "boundaries", terms, kept, stage.name)
     return replace(state, chunk_tokens=tokens)
 

@@ -4,7 +4,7 @@ one rank or many."""
 from __future__ import annotations
 
 import contextlib
-import resource
+import json
 import shutil
 import sys
 import time
@@ -26,19 +26,22 @@ from .alarm import Collapse
 from .begin import counter, memories, tasks_of, where_from
 from .consolidate import complete, export
 from .engine import Engine, Updated
+from .examples import examples
 from .gather import Group
 from .guard import WISH, Restart, Signals, smaller, wish
 from .health import Health, look
 from .loss import Bound
+from .machine import host_peak_bytes, peak_flops
 from .monitor import Monitor, Update
 from .precision import LossScale
+from .probe import NoRoomError
 from .resume import State
 from .snapshot import Saver
 from .spread import Together
 from .step import Done, NoMemoryError, cached_step
 from .timing import Stopwatch
 from .trouble import Patience, agree, blame, is_out_of_memory
-from .watchdog import Watchdog
+from .watchdog import Stall, Watchdog
 
 if TYPE_CHECKING:
     from ..eval.types import Task
@@ -77,24 +80,47 @@ def run(stage: Stage, out: Path, where: Where) -> None:
                 Saver(engine, out, group, keep=stage.keep, keep_best=stage.keep_best, base=base)
             )
             loader = stack.enter_context(stage.loader(engine.embedder, where, state.chunk_tokens, state, group))
-            monitor = stack.enter_context(_monitor(stage, out, state)) if group.rank == 0 else None
+            monitor = stack.enter_context(_monitor(stage, engine, out, state)) if group.rank == 0 else None
             signals = stack.enter_context(Signals())
-            dog = stack.enter_context(Watchdog(group.rank, group.size, out, limit_s=stage.stall_s))
+            tell = _teller(monitor)
+            dog = stack.enter_context(Watchdog(group.rank, group.size, out, limit_s=stage.stall_s, tell=tell))
             training = _Training(stage, engine, loader, monitor, saver, state, out, tasks, signals, dog, count)
-            training.say("start", {"memory": state.memory, "chunk_tokens": state.chunk_tokens})
+            training.say("start", {"ranks": group.size, "chunk_tokens": state.chunk_tokens})
             if not state.stopped:
                 training.go()
     except Exception as error:
-        if is_out_of_memory(error):  # alone with it: the other ranks wait in a collective, and are ended
-            if state.chunk_tokens:
-                wish(out, "out of memory", chunk_tokens=max(state.chunk_tokens // 2, 1))
-            raise Restart(f"out of memory on rank {group.rank}") from error
-        raise
+        if not is_out_of_memory(error):
+            raise
+        # Alone with it: the other ranks wait in a collective, and are ended by whoever started them.
+        tokens = error.tokens if isinstance(error, NoRoomError) else state.chunk_tokens // 2
+        if tokens:
+            wish(out, "out of memory", chunk_tokens=tokens)
+        raise Restart(f"out of memory on rank {group.rank}") from error
     _finish(stage, engine, state, out, where, base)
 
 
-def _monitor(stage: Stage, out: Path, state: State) -> Monitor:
-    return Monitor(out, total=stage.steps, stage=stage.name, start=state.step, wandb=stage.wandb)
+def _monitor(stage: Stage, engine: Engine, out: Path, state: State) -> Monitor:
+    record = out.parent / "record.json"  # of the run that this stage belongs to
+    return Monitor(
+        out,
+        total=stage.steps,
+        stage=stage.name,
+        start=state.step,
+        wandb=stage.wandb,
+        record=json.loads(record.read_text()) if record.is_file() else {},
+        peak=peak_flops(torch.cuda.get_device_name(engine.device)) if engine.device.type == "cuda" else 0.0,
+    )
+
+
+def _teller(monitor: Monitor | None) -> Callable[[Stall], None]:
+    """Says that a rank hangs, on the terminal and, on rank 0, in the log."""
+
+    def tell(stall: Stall) -> None:
+        print(stall.text, file=sys.stderr, flush=True)
+        if monitor is not None:
+            monitor.event(stall.step, "stalled", {"ranks": list(stall.ranks), "section": stall.where})
+
+    return tell
 
 
 @dataclass
@@ -150,7 +176,9 @@ class _Training:
         self.saver.save(state, background=False)
 
     def watched(self) -> Iterator[tuple[Plan, Iterator[Inputs]]]:
-        return self.watch.over("plan", self.loader)
+        for pair in self.watch.over("plan", self.loader):
+            yield pair
+            self.dog.beat(self.state.step, "plan")
 
     def step(self, plan: Plan, chunks: Iterator[Inputs], bounds: Sequence[Bound]) -> tuple[Done, Updated]:
         stage, engine = self.stage, self.engine
@@ -158,14 +186,15 @@ class _Training:
         memory = memories(self.state, plan, engine)
         try:
             done = cached_step(
-                engine, plan, chunks, bounds, clock, memory, self.loader.again, watch=self.section, count=self.count
-            )
+                engine, plan, chunks, bounds, clock, memory, self.loader.again, watch=self.section, count=self.count,
+                plain=self.state.memory == "auto",  # then a chunk's whole graph was measured to fit
+            )  # fmt: skip
         except NoMemoryError as error:
             self.shrink(plan, str(error))
         if not done.finite:
             engine.forget()
             return done, Updated(float("nan"), stage.optimizer.lr_at(plan.step, stage.steps), False)
-        with self.watch("update"):
+        with self.section("update"):
             return done, engine.update(plan.step, stage.steps)
 
     def shrink(self, plan: Plan, why: str) -> None:
@@ -204,7 +233,7 @@ class _Training:
                 shrunk=_count(names, plan, [c.shrunk for c in plan.costs]),
                 cut=_count(names, plan, [c.cut > 0 for c in plan.costs]),
                 peak_bytes=torch.cuda.max_memory_allocated() if cuda else 0,
-                host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                host_bytes=host_peak_bytes(),
                 world=self.group.size,
                 flops=done.flops,
                 computed_tokens=plan.tokens + done.dummies,
@@ -225,14 +254,26 @@ class _Training:
 
     def look(self, plan: Plan, done: Done) -> Health:
         checkup = self.stage.checkup
-        if not checkup.every or plan.step % checkup.every or not done.finite:
+        due = [n for n in (checkup.every, checkup.examples_every) if n and plan.step % n == 0]
+        if not due or not done.finite:
             return Health()
         keep = torch.ones(len(plan.keys), dtype=torch.bool)
         keep[list(done.failed)] = False
+        told = checkup.examples_every and plan.step % checkup.examples_every == 0
         found = look(
-            done.vectors, plan.relation, sample=checkup.sample, seed=bits(self.stage.seed, "look", plan.step),
-            scale=float(done.scale), keep=keep,
-        )  # fmt: skip
+            done.vectors,
+            plan.relation,
+            sample=checkup.sample,
+            top=checkup.top if told else 0,
+            shown=checkup.shown,
+            seed=bits(self.stage.seed, "look", plan.step),
+            scale=float(done.scale),
+            keep=keep,
+        )
+        if found.examples and self.monitor is not None:
+            read = self.loader.example
+            told_of = examples(plan, found.examples, self.loader.names, lambda q: read(plan, q))
+            self.monitor.examples(plan.step, told_of)
         chance = 1 / max(len(plan.relation.owner), 1)
         if alarm := self.collapse.look(found.effective_rank, found.accuracy, chance):
             self.say("collapse", dict(alarm), plan.step)
@@ -311,6 +352,8 @@ def _finish(stage: Stage, engine: Engine, state: State, out: Path, where: Where,
             whole = export(stage, chosen, out / "final", where, base)
         else:
             whole = complete(engine.embedder).save(out / "final")
+        shutil.rmtree(out / "ranks", ignore_errors=True)  # stacks of ranks that hung and went on
+        (out / WISH).unlink(missing_ok=True)
         for file in whole.iterdir():
             file.replace(out / file.name)
         whole.rmdir()

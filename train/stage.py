@@ -225,11 +225,11 @@ class Stage:
 
         return engine_of(embedder, self.optimizer, self.precision, self.clip, group or Group(), self.zero)
 
-    def plan(self, where: Where) -> Mapping[str, str]:
-        """What the first step will cost, for `omni2vec plan`."""
+    def plan(self, where: Where, ranks: int = 1) -> Mapping[str, str]:
+        """What it will take on each of `ranks` ranks, for `omni2vec plan`."""
         from .preview import estimates
 
-        return estimates(self, where)
+        return estimates(self, where, ranks)
 
     def preview(self, step: int, where: Where) -> Iterator[str]:
         """Batch `step` as the model will see it, for `omni2vec show`."""

@@ -29,8 +29,8 @@ from .engine import Engine
 from .gather import Group, gather_vectors
 from .loss import Bound as Bound
 from .loss import Graded, batch_loss, local_terms
-from .memory import offloading
 from .objectives.types import Local
+from .offload import offloading
 from .trouble import ran_out_of_memory
 
 Memory = Literal["all", "boundaries", "offloaded", "vectors"]
@@ -109,6 +109,7 @@ def cached_step(
     host_bytes: int = 1 << 30,
     watch: Watch = _unwatched,
     count: Callable[[Inputs], float] | None = None,
+    plain: bool = False,
 ) -> Done:
     """Leave in the parameters the gradient of the whole batch's loss. The caller updates, or forgets where it is not
     finite.
@@ -116,7 +117,8 @@ def cached_step(
     memory: the plan of all chunks, or of each; the i-th chunks of all ranks must have the same. again: reads and
     collates a chunk once more. With memory "vectors", at most `host_bytes` of chunks are kept between the passes, and
     as much of what frozen towers gave; the rest is read, and seen, again. watch: times the sections by name. count:
-    FLOPs of a chunk. Raises NoMemoryError on all ranks where one has run out of it.
+    FLOPs of a chunk. plain: a chunk that is run again keeps all of its graph, without checkpointing: a forward less,
+    where that fits. Raises NoMemoryError on all ranks where one has run out of it.
     """
     local, group = local_terms(bounds), engine.group
     terms = callables(local)
@@ -145,7 +147,7 @@ def cached_step(
     if done.finite:
         labels = {name: _labels(plan, groups, failed) for name, (groups, _) in local.items()}
         weights = {n: (o.weight / labels[n] if labels[n] else 0.0) for n, (_, o) in local.items()}
-        sums, done.flops, done.dummies = _Second(engine, terms, weights, again, watch)(plan, passed, graded)
+        sums, done.flops, done.dummies = _Second(engine, terms, weights, again, watch, plain)(plan, passed, graded)
         for name, total in sums.items():
             if labels[name]:
                 done.losses[name] = total / labels[name]
@@ -240,6 +242,7 @@ class _Second:
     weights: Mapping[str, float]
     again: Callable[[Plan, int], Inputs] | None
     watch: Watch
+    plain: bool
 
     def __call__(self, plan: Plan, passed: _Passed, graded: Graded) -> tuple[dict[str, float], float, int]:
         sums = dict.fromkeys(self.terms, 0.0)
@@ -285,7 +288,7 @@ class _Second:
         assert state.rng is not None
         after = _rng(engine.device)
         _set_rng(state.rng, engine.device)
-        engine.checkpointing(True)
+        engine.checkpointing(not self.plain)
         encoded = engine.embed(inputs, self.terms, state.towers)
         _set_rng(after, engine.device)
         return encoded
