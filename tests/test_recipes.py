@@ -1,5 +1,6 @@
 """Every recipe is a whole run: loaded, walked and checked without making anything; the fine-tuning one is run."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from omni2vec.data.shards import write_shards
 from omni2vec.data.types import DataError, Example
 from omni2vec.eval.stored import load as report_of
 from omni2vec.launch.load import load
+from omni2vec.launch.plan import plan
 from omni2vec.launch.run import run
+from rich.console import Console
 
 from .model.small import mixed, tiny
 
@@ -34,7 +37,8 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(p for p in RECIPES.glob("*.py") if p.stem != "__init__"), ids=lambda p: p.stem)
 def test_a_recipe_loads_and_its_steps_have_an_order(path, data):
-    given = {"finetune_embedder": ["model=org/model", f"data={data}"], "real_mini": [f"data={data}"]}
+    tuned = ["model=org/model", f"data={data}"]
+    given = {"real_mini": [f"data={data}"], "finetune_embedder": tuned, "eight_gpus": tuned, "eight_nodes": tuned}
     recipe = load(path, given.get(path.stem, []))
     names = [s.name for s in recipe.steps]
     assert names[-1] == "release"
@@ -55,6 +59,26 @@ def test_fine_tuning_an_embedder_trains_scores_beside_the_base_and_releases(data
     assert released.adapter is None and trained.adapter is not None
     items = mixed(6, video=False)
     torch.testing.assert_close(released.encode(items), trained.encode(items), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "said"),
+    [
+        ("eight_gpus", "zero=none", "moments"),
+        ("eight_gpus", "zero=3", "by ZeRO 3"),
+        ("eight_nodes", "zero=2", "by ZeRO 2"),
+    ],
+)
+def test_a_recipe_of_many_gpus_is_planned_where_there_is_none(name, word, said, data, tmp_path):
+    torch.set_num_threads(1)
+    tiny().save(tmp_path / "base")
+    words = [f"model={tmp_path / 'base'}", f"data={data}", "batch=8", word]
+    recipe = load(RECIPES / f"{name}.py", words)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(plan(recipe, tmp_path / "run"))
+    text = console.export_text()
+    assert "tokens a step" in text and said in text, text
+    assert not (tmp_path / "run").exists()
 
 
 def test_fine_tuning_without_shards_says_how_to_make_them(tmp_path):
