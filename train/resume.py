@@ -39,6 +39,8 @@ class State:
     stopped: bool = False
     memory: str = ""
     chunk_tokens: int = 0
+    footprint: tuple[float, float] = (0.0, 0.0)  # bytes a token that a graph keeps: all, or its boundaries
+    budgets: tuple[int, int] = (0, 0)  # bytes for kept graphs, on the device and on the host
     scores: dict[int, float] = field(default_factory=dict)  # of the evaluations, by step
     healthiest: dict[str, float] = field(default_factory=dict)  # what the collapse alarm compares with
     loss_scale: tuple[float, int] = (1.0, 0)  # of float16, and good steps since it changed
@@ -47,7 +49,8 @@ class State:
     def of(raw: Mapping[str, Any]) -> State:
         """From its JSON form, which has only strings for keys."""
         scores = {int(s): v for s, v in raw.get("scores", {}).items()}
-        return State(**{**raw, "scores": scores, "loss_scale": tuple(raw.get("loss_scale", (1.0, 0)))})
+        pairs = {k: tuple(raw[k]) for k in ("footprint", "budgets", "loss_scale") if k in raw}
+        return State(**{**raw, **pairs, "scores": scores})
 
 
 def path_of(out: Path, step: int) -> Path:
