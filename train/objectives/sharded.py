@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..gather import Group, bounds
 from .negatives import Negatives, Strip
-from .tiles import Norms, Part, Pulls, Rows, in_place
+from .tiles import Norms, Part, Pulls, Rows, Sums, in_place
 from .types import Graded
 
 _STRIPS = 16  # about as many in all: a block has to be wide enough for a matrix product to be worth its start
@@ -45,11 +45,11 @@ def pieces(docs: int, group: Group) -> list[tuple[int, int]]:
 
 def _of_all_rows(norms: Norms, group: Group) -> Norms:
     """The norms of columns over the rows of all ranks, and every rank's positives."""
-    assert norms.top is not None and norms.total is not None
-    top = group.max_(norms.top.clone())
-    total = norms.total * (norms.top - top).exp2_()
+    assert norms.column is not None
+    top = group.max_(norms.column.top.clone())
+    total = norms.column.total * (norms.column.top - top).exp2_()
     total, positive = group.sum_(torch.stack([total, norms.positive]))  # a positive is zero but at its query's rank
-    return replace(norms, top=top, total=total, positive=positive)
+    return replace(norms, column=Sums(top, total), positive=positive)
 
 
 def _home(rows: Rows, pulls: Pulls, docs: Tensor, strips: tuple[Strip, ...], group: Group) -> Tensor:

@@ -98,23 +98,45 @@ def in_place(strip: Strip, d_docs: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Log-sum-exps in base 2 that grow in place: top + log2(total). Kept apart, for their sum would be rounded as a
+    number of top's size every time that something is added."""
+
+    top: Tensor
+    total: Tensor
+
+    def add(self, top: Tensor, total: Tensor) -> None:
+        higher = torch.maximum(self.top, top)
+        self.total.mul_(self.top.sub_(higher).exp2_()).add_(total * (top - higher).exp2_())
+        self.top.copy_(higher)
+
+    def __getitem__(self, part: slice) -> Sums:
+        return Sums(self.top[part], self.total[part])
+
+    @property
+    def norm(self) -> Tensor:
+        return self.top + self.total.log2()
+
+
+@dataclass(frozen=True)
 class Pulls:
-    """Where the gradient of a batch's rows comes from: the gradient at the negative (i, j) is exp2(l_ij - by_row_i),
-    and exp2(l_ij - by_column_j) in the other direction."""
+    """Where the gradient of a batch's rows comes from. At the negative (i, j) it is exp2(l_ij - by_row_i), which is
+    factor_i exp2(l_ij - top_i) but for round-off, and exp2(l_ij - by_column_j) in the other direction."""
 
     by_row: Tensor  # (q,) base 2; +inf where nothing is pushed
+    top: Tensor  # (q,)
+    factor: Tensor  # (q,)
     by_column: Tensor | None  # (P,)
     positive: Tensor  # (P,) how much each positive of these rows is pulled
 
 
 @dataclass(frozen=True)
 class Norms:
-    """Base-2 log-sum-exp over the negatives of each row (q,) and, in both directions, of each positive document (P,) as
-    a shift and the sum of what is above it; the logits of the positives (P,), at first of those of these rows."""
+    """Over the negatives of each row (q,) and, in both directions, of each positive document (P,), at first those among
+    these rows; the logits of the positives (P,), at first those of these rows."""
 
-    row: Tensor
-    top: Tensor | None
-    total: Tensor | None
+    row: Sums
+    column: Sums | None
     positive: Tensor
     share: Tensor  # (P,) weight of each positive
     mine: Tensor  # (m,) positives of these rows
@@ -122,10 +144,8 @@ class Norms:
 
     def gaps(self) -> tuple[Tensor, Tensor | None]:
         """Norm less logit of the positives, in nats: (m,) by row, (P,) by column."""
-        column = None
-        if self.top is not None and self.total is not None:
-            column = (self.top + self.total.log2() - self.positive) * LN2
-        return (self.row[self.row_of] - self.positive[self.mine]) * LN2, column
+        column = None if self.column is None else (self.column.norm - self.positive) * LN2
+        return (self.row.norm[self.row_of] - self.positive[self.mine]) * LN2, column
 
     def loss(self) -> Tensor:
         """() of these rows."""
@@ -136,13 +156,19 @@ class Norms:
     def pulls(self) -> Pulls:
         row, column = self.gaps()
         pull = row.sigmoid() * self.share[self.mine]
-        by_row = _offset(self.row, torch.zeros_like(self.row).index_add_(0, self.row_of, pull))
+        push = torch.zeros_like(self.row.top).index_add_(0, self.row_of, pull)
         by_column = None
-        if column is not None and self.top is not None and self.total is not None:
+        if column is not None and self.column is not None:
             pull_column = column.sigmoid() * self.share
-            by_column = _offset(self.top + self.total.log2(), pull_column)
+            by_column = _offset(self.column.norm, pull_column)
             pull = pull + pull_column[self.mine]
-        return Pulls(by_row, by_column, torch.zeros_like(self.positive).index_copy_(0, self.mine, pull))
+        return Pulls(
+            by_row=_offset(self.row.norm, push),
+            top=self.row.top,
+            factor=(push / self.row.total).masked_fill_(push == 0, 0),
+            by_column=by_column,
+            positive=torch.zeros_like(self.positive).index_copy_(0, self.mine, pull),
+        )
 
 
 class Rows:
@@ -189,32 +215,32 @@ class Rows:
         """With a running maximum over the blocks of a column, and over the strips of a row."""
         index = self.negatives
         positive = self.query.new_zeros(len(index.share))
-        norm = self.query.new_full((len(self.query),), float("-inf"))
-        top, total = torch.full_like(positive, self.lowest), torch.zeros_like(positive)
+        row, column = (self._sums(n) for n in (len(self.query), len(positive) if both else 0))
         for part in parts:
             answers = part.strip.answers
             for block in part.strip.blocks(self.tile):
                 query = self.query[block.rows] * self.scale2
                 logits = self._logits(part, block, query)
                 if both:
-                    self._columns(logits[:, : part.strip.positives], top[answers], total[answers])
+                    self._columns(logits[:, : part.strip.positives], column[answers])
                 highest = self._highest(logits)
-                rows = highest + logits.sub_(highest[:, None]).exp2_().sum(1).log2()
-                rows = self._with_own(block, rows, self._own(part, block, query))
-                norm[block.rows] = torch.logaddexp2(norm[block.rows], rows)
+                row[block.rows].add(highest, logits.sub_(highest[:, None]).exp2_().sum(1))
+                own = self._own(part, block, query)
+                if len(own):
+                    row[block.rows].add(*self._own_sums(block, highest, own))
                 dots = _dots(query, block.positive_row.to(self.device), part.docs[block.positives])
                 positive[answers][block.positives] = dots
         mine = torch.from_numpy(index.mine).to(self.device)
         row_of = torch.from_numpy(index.answer_owner[index.mine] - index.rows.start).to(self.device)
-        share = 0.5 * self.share if both else self.share
-        return Norms(norm, top if both else None, total if both else None, positive, share, mine, row_of)
+        return Norms(row, column if both else None, positive, 0.5 * self.share if both else self.share, mine, row_of)
 
-    def _columns(self, logits: Tensor, top: Tensor, total: Tensor) -> None:
-        """Adds a block to the log-sum-exp of its columns."""
-        higher = torch.maximum(top, logits.amax(0))
-        second = torch.sub(logits, higher, out=self._buffer(1, *logits.shape)).exp2_()
-        total.mul_(top.sub_(higher).exp2_()).add_(second.sum(0))
-        top.copy_(higher)
+    def _sums(self, count: int) -> Sums:
+        return Sums(self.query.new_full((count,), self.lowest), self.query.new_zeros(count))
+
+    def _columns(self, logits: Tensor, sums: Sums) -> None:
+        """Adds a block to the sums of its columns."""
+        top = logits.amax(0).clamp_min_(self.lowest)
+        sums.add(top, torch.sub(logits, top, out=self._buffer(1, *logits.shape)).exp2_().sum(0))
 
     def push(self, part: Part, pulls: Pulls, d_docs: Tensor) -> None:
         """Adds the gradient of these rows by the queries and by the strip's documents, `d_docs` (n, D) in its order."""
@@ -226,10 +252,10 @@ class Rows:
             if pulls.by_column is not None:
                 of_positives = logits[:, : part.strip.positives]
                 second = torch.sub(of_positives, pulls.by_column[answers], out=self._buffer(1, *of_positives.shape))
-            logits.sub_(pulls.by_row[block.rows, None]).exp2_()
+            logits.sub_((pulls.top if second is None else pulls.by_row)[block.rows, None]).exp2_()
             if second is not None:
                 of_positives += second.exp2_()
-            self._dense(part, block, logits, None, d_docs)
+            self._dense(part, block, logits, pulls.factor[block.rows] if second is None else None, d_docs)
             own = self._own(part, block, query)
             self._pairs(part, block, pulls.positive[answers][block.positives], own, pulls.by_row[block.rows], d_docs)
 
@@ -264,12 +290,16 @@ class Rows:
         dots = _dots(query, block.own_row.to(self.device), part.docs[block.own])
         return dots.masked_fill_(right, float("-inf"))
 
+    def _own_sums(self, block: Block, like: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Top and total of each row's own negatives."""
+        row = block.own_row.to(self.device)
+        top = torch.full_like(like, self.lowest).scatter_reduce_(0, row, own, "amax")
+        return top, torch.zeros_like(like).index_add_(0, row, (own - top[row]).exp2_())
+
     def _with_own(self, block: Block, norm: Tensor, own: Tensor) -> Tensor:
         if not len(own):
             return norm
-        row = block.own_row.to(self.device)
-        top = torch.full_like(norm, self.lowest).scatter_reduce_(0, row, own, "amax")
-        total = torch.zeros_like(norm).index_add_(0, row, (own - top[row]).exp2_())
+        top, total = self._own_sums(block, norm, own)
         return torch.logaddexp2(norm, top + total.log2())
 
     def _dense(self, part: Part, block: Block, weights: Tensor, by_row: Tensor | None, d_docs: Tensor) -> None:
@@ -278,8 +308,7 @@ class Rows:
         if by_row is None:
             into.addmm_(weights, part.columns)
         else:
-            torch.mm(weights, part.columns, out=into)
-            into *= by_row[:, None]
+            into.addcmul_(torch.mm(weights, part.columns), by_row[:, None])
             query = query * by_row[:, None]
         d_docs[part.strip.columns].addmm_(weights.T, query)
 
