@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import warnings
 from typing import NoReturn
 
 from rich.console import Console
@@ -21,11 +20,12 @@ from . import run_verbs  # noqa: F401  (each adds its verbs, a newcomer's first)
 # isort: split
 from . import model_verbs  # noqa: F401
 from .app import app
+from .quiet import quiet
 
 
 def main() -> NoReturn:
     """The console script. Bad input is one panel and exit 2; OMNI2VEC_TRACEBACK=1 shows where it was raised."""
-    _quiet()
+    quiet()
     # deepspeed gives it to every program that it starts; LOCAL_RANK says the same.
     sys.argv[1:] = [word for word in sys.argv[1:] if not re.fullmatch(r"--local[-_]rank=\d+", word)]
     try:
@@ -38,14 +38,6 @@ def main() -> NoReturn:
         _complain(str(error))
         sys.exit(2)
     sys.exit(0)
-
-
-def _quiet() -> None:
-    """Before transformers is imported: what it says to programmers is not for the user of this command."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights, too: noise in a log
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _complain(message: str) -> None:

@@ -26,6 +26,7 @@ from .board import Board, agree, joined, versions
 from .digest import canonical, leaves
 from .graph import needs
 from .place import Place, outside
+from .quiet import quiet
 from .run import Folder, put
 from .supervise import follow_starter
 from .words import RecipeError
@@ -42,6 +43,7 @@ SAYS = {"restart": "stopping", "input": "error", "connection": f"host {platform.
 def main() -> NoReturn:
     """The module's command. Exit status: 0, RESTART, 2 on bad input, 1 on anything else."""
     follow_starter()
+    quiet()
     parser = argparse.ArgumentParser(prog="python -m omni2vec.launch.worker", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("step")
