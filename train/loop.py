@@ -29,7 +29,7 @@ from .engine import Engine, Updated
 from .examples import examples
 from .gather import Group
 from .guard import WISH, Restart, Signals, smaller, wish
-from .health import Health, look
+from .health import Health, look, task_of
 from .loss import Bound
 from .machine import host_peak_bytes, peak_flops
 from .monitor import Monitor, Update
@@ -257,7 +257,8 @@ class _Training:
         due = [n for n in (checkup.every, checkup.examples_every) if n and plan.step % n == 0]
         if not due or not done.finite:
             return Health()
-        keep = torch.ones(len(plan.keys), dtype=torch.bool)
+        sources, like = task_of(self.stage.bounds())
+        keep = torch.isin(plan.relation.query_source, torch.tensor(sorted(sources), dtype=torch.int64))
         keep[list(done.failed)] = False
         told = checkup.examples_every and plan.step % checkup.examples_every == 0
         found = look(
@@ -269,6 +270,7 @@ class _Training:
             seed=bits(self.stage.seed, "look", plan.step),
             scale=float(done.scale),
             keep=keep,
+            like=like,
         )
         if found.examples and self.monitor is not None:
             read = self.loader.example

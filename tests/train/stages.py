@@ -1,5 +1,6 @@
 """Run as a script: a stage of a few steps on a folder's shards and model, for tests that kill it."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.next_token import NextToken
 from omni2vec.train.optim import AdamW
 from omni2vec.train.stage import Stage, Validate
+from omni2vec.train.zero import Zero
 
 STEPS = 9
 
@@ -33,6 +35,9 @@ def stage(folder: Path, variant: str) -> Stage:
     )
     if variant == "lora":
         return replace(made, lora=Lora(rank=4, dropout=0.2))
+    if variant.startswith("elastic"):  # a large eps, so that rounding stays rounding; batches of uneven chunks
+        split = {"2": Zero(2), "3": Zero(3, persistence_threshold=0)}.get(variant[-1])
+        return replace(made, optimizer=AdamW(lr=1e-3, eps=1e-3), zero=split, chunk_tokens=128, memory="auto")
     if variant == "best":
         return replace(made, validate=Validate((rows,), every=2, limit=8), take="best", save_every=4)
     return made
@@ -40,6 +45,8 @@ def stage(folder: Path, variant: str) -> Stage:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        torch.distributed.init_process_group("gloo")
     out = Path(sys.argv[3])
     out.mkdir(exist_ok=True)
     stage(Path(sys.argv[1]), sys.argv[2]).make(out, lambda step: Path(step.name))
