@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 from ..data.types import DataError
@@ -27,27 +27,13 @@ def together(group: Group, work: Callable[[], T]) -> T:
         value = work()
     except (OSError, ValueError) as met:
         error = met
-    said = first(group, "" if error is None else str(error) or type(error).__name__)
-    if said is None:
+    heard = everyone(group, None if error is None else str(error) or type(error).__name__)
+    said = next((f"rank {rank}: {text}" for rank, text in enumerate(heard) if text is not None), "")
+    if not said:
         return value
     if group.rank != 0:
         raise Left(said)
-    if error is not None:
-        raise error
-    raise DataError(said)
-
-
-def first(group: Group, message: str) -> str | None:
-    """The first message of any rank that is not empty, with the rank in front where there are several; None if all
-    are. Collective."""
-    return _first([m.decode() for m in group.exchange(message.encode())])
-
-
-def _first(messages: Sequence[str]) -> str | None:
-    for rank, message in enumerate(messages):
-        if message:
-            return f"rank {rank}: {message}" if len(messages) > 1 else message
-    return None
+    raise DataError(said) if error is None else error
 
 
 def everyone(group: Group, value: object) -> list[object]:

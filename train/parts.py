@@ -136,9 +136,6 @@ class Parts:
                     f"{reached:,}; a part is missing or of another save"
                 )
 
-    def kinds(self, name: str) -> list[str]:
-        return [kind for kind, n in self._ranges if n == name]
-
     def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of flattened parameter `name`, 1-D, on the CPU, as saved; only they are read. Raises
         KeyError where none is saved of this kind."""
