@@ -39,10 +39,11 @@ class Run:
         """Makes the recipe. Raises SystemExit where that does not end well and all is said, DataError on bad input."""
         ranks = Ranks(say, self.recipe if self.recipe.suffix == ".py" else None, self.restarts)
         place = outside(os.environ)
-        if place is None:
-            self._lead(*self._loaded(), Here(self.ranks, ranks).make, say)
-        elif status := self._share(place, ranks):
-            raise SystemExit(status)
+        with _stoppable(say):
+            if place is None:
+                self._lead(*self._loaded(), Here(self.ranks, ranks).make, say)
+            elif status := self._share(place, ranks):
+                raise SystemExit(status)
 
     def _loaded(self) -> tuple[Recipe, Path]:
         recipe = load(self.recipe, self.words)
@@ -55,17 +56,16 @@ class Run:
         return live(joined, self._loaded, lambda recipe, at: self._lead(recipe, at, joined.make, ranks.say))
 
     def _lead(self, recipe: Recipe, at: Path, parallel: Make, say: Say) -> None:
-        with _stoppable(at, say):
-            folder = run(recipe, at, self.redo, say, self.only, parallel)
+        folder = run(recipe, at, self.redo, say, self.only, parallel)
         for page in sorted(p for s in recipe.steps for p in folder(s).glob("*.html")):
             say(f"report: {page}")
 
 
 @contextmanager
-def _stoppable(at: Path, say: Say) -> Iterator[None]:
+def _stoppable(say: Say) -> Iterator[None]:
     signal.signal(signal.SIGTERM, _terminated)  # a cluster's notice is answered like Ctrl-C
     signal.signal(signal.SIGUSR1, _preempted)
-    go_on = f"What is saved stays in {at}; the same command goes on from there."
+    go_on = "What is done stays; the same command goes on from there."
     try:
         yield
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..data.types import DataError, Step
 from ..train.guard import RESTART, Restart
@@ -81,9 +82,10 @@ class Joined:
         name = f"{step}/{self.orders}"
         statuses, heard = self._supervised(step, at, name, signals), list(signals.seen)
         for rank in range(1, self.place.size):
-            end = self.board.wait(f"end/{self.orders}/{rank}")
-            statuses |= {rank: end["status"]} if end["status"] is not None else {}
-            heard += end["heard"]
+            end = self._message(f"end/{self.orders}/{rank}", signals)
+            if end is not None:
+                statuses |= {rank: end["status"]} if end["status"] is not None else {}
+                heard += end["heard"]
         return verdict(statuses, heard, self.board.under(name).look("claim"))
 
     def _order(self, order: dict[str, object]) -> None:
@@ -92,32 +94,36 @@ class Joined:
 
     # ---- the others
 
-    def follow(self, at: Path) -> int:
+    def follow(self, at: Path, signals: Signals) -> int:
         """Obeys until the leader ends. Returns the leader's exit status; says nothing of its own."""
         while True:
-            with listening() as signals:
-                order = self._next(signals)
-                if order is None:
-                    return RESTART  # told to stop, and the leader is gone
-                if order["do"] == "end":
-                    self.board.add("heard")
-                    return int(order["status"])
-                step, name = order["step"], f"{order['step']}/{self.orders}"
-                status = self._supervised(step, at, name, signals).get(self.place.rank)
-                self.board.put(f"end/{self.orders}/{self.place.rank}", {"status": status, "heard": signals.seen})
-                claim = self.board.under(name).look("claim")
-                if status and (claim is None or claim["rank"] == self.place.rank):
-                    show_tail(at, step, self.place.rank, self.ranks.say)
+            order = self._next(signals)
+            if order is None:
+                return RESTART  # told to stop, and the leader is gone
+            if order["do"] == "end":
+                self.board.add("heard")
+                return int(order["status"])
+            step, name = order["step"], f"{order['step']}/{self.orders}"
+            status = self._supervised(step, at, name, signals).get(self.place.rank)
+            self.board.put(f"end/{self.orders}/{self.place.rank}", {"status": status, "heard": signals.seen})
+            claim = self.board.under(name).look("claim")
+            if status and (claim is None or claim["rank"] == self.place.rank):
+                show_tail(at, step, self.place.rank, self.ranks.say)
 
     def _next(self, signals: Signals) -> dict[str, str] | None:
         self.orders += 1
-        while True:
-            order: dict[str, str] | None = self.board.wait(f"order/{self.orders}", 1.0)
-            told = signals.when and time.monotonic() - signals.when[0] > FAREWELL_S
-            if order is not None or told or signals.insists:
-                return order
+        order: dict[str, str] | None = self._message(f"order/{self.orders}", signals)
+        return order
 
     # ---- all of them
+
+    def _message(self, key: str, signals: Signals) -> Any:
+        """Another process's message; None where we have been told to stop, and it does not come."""
+        while True:
+            message = self.board.wait(key, 1.0)
+            late = signals.when and time.monotonic() - signals.when[0] > FAREWELL_S
+            if message is not None or late or signals.insists:
+                return message
 
     def _supervised(self, step: str, at: Path, name: str, signals: Signals) -> dict[int, int]:
         board = self.board.under(name)
@@ -140,8 +146,6 @@ def status_of(error: BaseException) -> int:
             return 2
         case KeyboardInterrupt():
             return 130
-        case SystemExit():
-            return int(error.code or 0)
     return 1
 
 
@@ -157,8 +161,9 @@ def live(joined: Joined, load: Callable[[], tuple[Recipe, Path]], lead: Callable
             lead(recipe, at)
         return 0
     try:
-        _, at = joined.met(loaded)
-        return joined.follow(at)
+        with listening() as signals:
+            _, at = joined.met(loaded)
+            return joined.follow(at, signals)
     except DataError:  # which the leader tells
         joined.board.add("heard")
         return 2

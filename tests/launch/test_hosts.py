@@ -79,7 +79,7 @@ def test_submitted_jobs_train_on_two_tasks_and_a_stopped_one_is_requeued(tmp_pat
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "usr1").write_text(str(at / "add.partial" / "log.jsonl"))  # USR1 once the first step of it is done
-    words = ("steps=20", "slow_s=0.2")
+    words = ("steps=12", "slow_s=0.2")
     ids = hosts.submit(made(GROUP, at, hosts.Slurm(gpus=2), words))
     assert ids == {"01-first": "101", "02-add": "102"}
     logs = "\n".join(p.read_text() for p in (at / "jobs").glob("*.log"))
@@ -88,8 +88,8 @@ def test_submitted_jobs_train_on_two_tasks_and_a_stopped_one_is_requeued(tmp_pat
     assert ["scontrol", "requeue", "1020"] in slurm.calls()
     assert ["sbatch", "--parsable", "--dependency=afterok:101"] in [call[:3] for call in slurm.calls()]
     log = [json.loads(line) for line in (at / "add" / "log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log] == list(range(20)) and len({entry["pid"] for entry in log}) == 2
-    assert json.loads((at / "add" / "sum.json").read_text())["sum"] == 3 * sum(range(20))
+    assert [entry["step"] for entry in log] == list(range(12)) and len({entry["pid"] for entry in log}) == 2
+    assert json.loads((at / "add" / "sum.json").read_text())["sum"] == 3 * sum(range(12))
     assert {entry["size"] for entry in log} == {2} and json.loads((at / "add" / "done.json").read_text())["tries"] == 2
 
 
