@@ -363,7 +363,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="LoRA on mixed rows alone, few pairs, three rounds")
-    parser.add_argument("--record", action="store_true", help="write docs/results/gpu_<size>.json")
+    parser.add_argument("--record", action="store_true", help="write docs/results/gpu_SIZE[_MODE][_MIX].json")
     parser.add_argument("--miniature", action="store_true", help="a tiny model, to see that the script runs")
     parser.add_argument("--size", choices=[s for s in SIZES if s != "miniature"], default="2b")
     parser.add_argument("--mode", choices=["lora", "full"], help="this alone")
@@ -387,7 +387,8 @@ def main() -> None:
     repeats, pairs = (2 if args.miniature else 3, 32) if quick else (args.repeats, args.pairs)
     found = {m: {x: compare(args, m, x, device, repeats, pairs) for x in mixes} for m in modes}
     size = "miniature" if args.miniature else args.size
-    record(f"gpu_{size}", {"size": size, "gpu": machine(device), **found})
+    name = "_".join(["gpu", size, *(x for x in (args.mode, args.mix) if x)])
+    record(name, {"size": size, "gpu": machine(device), **found})
 
 
 if __name__ == "__main__":

@@ -142,6 +142,16 @@ def _cuda_attention(
     return out.index_copy(0, front, prompt).index_copy(0, back, answer).unsqueeze(0)
 
 
+def _lowered(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In autocast's precision, as torch's own attention casts. With float32 weights the rotation by float32 angles has
+    taken queries and keys out of it again, and the half-precision kernel would be passed by."""
+    device = query.device.type
+    if query.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return query, key, value
+    low = torch.get_autocast_dtype(device)
+    return query.to(low), key.to(low), value.to(low)
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -170,6 +180,7 @@ def packed_attention(
         bounds = cu_seq_lens_q.tolist()
         lengths = tuple(b - a for a, b in pairwise(bounds))
         segments = Segments(lengths, lengths, "bidirectional")
+    query, key, value = _lowered(query, key, value)
     beyond = {"softcap": softcap, "s_aux": s_aux, "position_bias": position_bias}
     if given := [name for name, value_ in beyond.items() if value_ is not None]:
         raise NotImplementedError(f"{type(module).__name__}: packed attention has no {', '.join(given)}")

@@ -8,6 +8,8 @@ import pytest
 import torch
 from omni2vec.model.attention import Segments, packed_attention
 
+from .small import mixed, tiny
+
 
 @pytest.mark.parametrize("window", [1, 2, 4, 7])
 @pytest.mark.parametrize("attention", ["causal", "bidirectional", "prefix"])
@@ -37,3 +39,28 @@ def test_what_would_be_left_out_silently_is_refused(extra: str) -> None:
     segments = Segments((4,), (4,), "causal")
     with pytest.raises(NotImplementedError, match=extra):
         packed_attention(torch.nn.Identity(), q, q, q, None, segments=segments, **{extra: torch.ones(1)})  # type: ignore[arg-type]
+
+
+def test_under_autocast_queries_reach_the_kernel_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float32 weights under autocast, as full training has them: the rotation leaves queries in float32, and the CUDA
+    kernel takes half precision alone."""
+    from omni2vec.model import attention
+
+    seen = []
+    run = attention._runs_attention
+
+    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.extend([q.dtype, k.dtype, v.dtype])
+        return run(q, k, v, *rest)
+
+    monkeypatch.setattr(attention, "_runs_attention", spy)
+    embedder = tiny()
+    prompts = embedder.prompts(mixed(6))
+    inputs = embedder.format.collate(prompts, [embedder.limits] * len(prompts))
+    exact = embedder(inputs).vectors
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = embedder(inputs).vectors
+    assert set(seen) == {torch.bfloat16} and len(seen) == 3 * (2 + 3)  # decoder layers, tower blocks
+    assert torch.nn.functional.cosine_similarity(vectors, exact).min() > 0.999
