@@ -59,6 +59,11 @@ def run(stage: Stage, out: Path, where: Where) -> None:
     """Train `stage` and leave the embedder's folder in `out`. Every rank calls it; Restart where it has been asked to
     end, or must begin again, and has saved."""
     group = Group.current()
+    if stage.batch < group.size:
+        raise ValueError(
+            f"stage {stage.name!r}: batch={stage.batch} is smaller than the {group.size} ranks; raise batch, or start "
+            "fewer ranks"
+        )
     if group.exchange(bytes([group.rank == 0 and resume.closed(out)]))[0] == b"\x01":
         if group.rank == 0:  # killed between its end and the record of it
             print(f"stage {stage.name!r}: {out} holds its finished output; nothing is left to train", file=sys.stderr)

@@ -186,3 +186,12 @@ def test_a_stage_that_learns_nothing_says_so_once(folder, tmp_path, changes, tol
     events = [r for r in read_log(tmp_path / "log.jsonl") if r.get("event") == "no gradient"]
     assert len(events) == told
     assert all("InfoNCE needs positives and negatives" in e["why"] for e in events)
+
+
+def test_a_batch_smaller_than_the_ranks_is_refused_before_anything_is_loaded(folder, tmp_path, monkeypatch):
+    from omni2vec.train.gather import Group
+
+    monkeypatch.setattr(Group, "current", staticmethod(lambda: Group(0, 16)))
+    with pytest.raises(ValueError, match="stage 'train': batch=8 is smaller than the 16 ranks"):
+        small(folder).make(tmp_path, nowhere)
+    assert not list(tmp_path.iterdir())
