@@ -1,13 +1,14 @@
 """`step.field=value` words applied to a recipe, strictly: in every step that holds the changed one.
 
-The path goes on through dataclasses, mappings and tuples: `train.optimizer.lr=1e-3`, `train.sources.0.weight=2`.
+The path goes on through dataclasses, mappings and tuples: `train.optimizer.lr=1e-3`, `train.sources.0.weight=2`. Where
+an optional field holds None, `train.zero.stage=2` makes its value first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any, get_args
 
 from ..data.types import Step
 from .graph import Recipe, is_step, listing
@@ -57,11 +58,22 @@ def _swap(value: Any, made: Mapping[str, Step], top: bool = False) -> Any:
     return value
 
 
+def _absent(annotation: Any) -> type | None:
+    """The dataclass that an optional field may hold, where its defaults are enough: `train.zero.stage=2` makes one."""
+    found = [k for k in get_args(annotation) if is_dataclass(k) and isinstance(k, type) and not hasattr(k, "make")]
+    whole = found and all(
+        f.default is not MISSING or f.default_factory is not MISSING for f in fields(found[0]) if f.init
+    )
+    return found[0] if len(found) == 1 and whole else None
+
+
 def _set(value: Any, rest: list[str], word: str, path: str, annotation: Any = Any) -> Any:
     """`value` with the thing at `rest` (fields, mapping keys, tuple indices) replaced by the parsed word."""
     if not rest:
         return parse(word, type(value) if annotation is Any else annotation, f"'{path}={word}'")
     first, *deeper = rest
+    if value is None and (kind := _absent(annotation)) is not None:
+        value = kind()
     if is_dataclass(value) and not isinstance(value, type):
         names = [f.name for f in fields(value) if f.init]
         if first not in names:

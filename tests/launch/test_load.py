@@ -157,3 +157,11 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_an_error_of_the_recipes_own_code_keeps_its_traceback(tmp_path):
     with pytest.raises(ZeroDivisionError):
         load(written(tmp_path, "def recipe():\n    return 1 / 0\n"))
+
+
+def test_an_override_makes_the_value_of_an_optional_field_that_holds_none():
+    from omni2vec.train.zero import Zero
+
+    path = Path(__file__).parents[2] / "recipes" / "quickstart.py"
+    assert by_name(load(path, ["train.zero.stage=3"]))["train"].zero == Zero(stage=3)
+    assert "Zero has no field 'stages'" in refused(path, "train.zero.stages=3")
