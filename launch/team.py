@@ -20,6 +20,7 @@ from .board import opened
 from .place import Place, environment
 from .run import Folder, Say
 from .supervise import Grace, Rank, Signals, Verdict, listening, supervise, verdict
+from .words import RecipeError
 
 TAIL = 30  # lines of a failed rank's log that are shown
 Once = Callable[[Signals], Verdict]
@@ -61,11 +62,15 @@ class Here:
 
     @cached_property
     def size(self) -> int:
-        if self.wanted:
-            return self.wanted
+        """Raises RecipeError where more ranks are wanted than there are GPUs: NCCL takes no two on one."""
+        if self.wanted == 1:
+            return 1
         import torch
 
-        return max(1, torch.cuda.device_count())
+        gpus = torch.cuda.device_count()
+        if gpus and self.wanted > gpus:
+            raise RecipeError(f"--ranks {self.wanted}: this machine has {gpus} GPU{'s' * (gpus > 1)}, one a rank.")
+        return self.wanted or max(1, gpus)
 
     def make(self, step: Step, partial: Path, folder: Folder) -> None:
         """Makes a parallel step. Raises RankError, or Restart where we were told to stop."""

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-VERBS = ("plan", "run", "launch", "pack", "show", "embed", "eval", "push", "doctor", "quickstart")
+VERBS = ("plan", "run", "launch", "pack", "show", "embed", "eval", "export", "push", "doctor", "quickstart")
 
 
 def omni2vec(*words, code=0, **environment):

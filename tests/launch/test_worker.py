@@ -142,3 +142,12 @@ def test_a_clear_errors_traceback_is_there_for_who_asks(tmp_path, monkeypatch, c
 )
 def test_a_broken_connection_is_told_from_an_error_of_ones_own(text, lost):
     assert broken(RuntimeError(text)) is lost
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Here(0).size == 2 and Here(2).size == 2 and Here(1).size == 1
+    with pytest.raises(DataError, match="--ranks 3: this machine has 2 GPUs"):
+        _ = Here(3).size
