@@ -200,7 +200,8 @@ class Embedder(nn.Module):
             if vectors.dtype in (torch.float16, torch.bfloat16):
                 vectors = vectors.float()
             if self.head is not None:
-                vectors = self.head(vectors)
+                kind = next(self.head.parameters()).dtype  # half where all of the model is
+                vectors = self.head(vectors.to(kind)).to(vectors.dtype)
             if self.settings.normalise:
                 vectors = F.normalize(vectors, dim=-1)
         return Encoded(vectors, self.scale, self._local(hidden, inputs, local or {}), towers=towers)

@@ -197,7 +197,7 @@ class Local:
                 self.group.sum_(bucket)
 
     def backward(self, root: Tensor) -> None:
-        (root * self.loss_scale.value).backward()
+        (root if self.loss_scale.value == 1 else root * self.loss_scale.value).backward()
 
     def forget(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -66,7 +66,7 @@ class DeepSpeed:
         precision: Precision = "fp32",
         clip: float = 1.0,
         group: Group | None = None,
-        zero: Zero = Zero(),
+        zero: Zero | None = None,
     ) -> None:
         """clip: the gradient's greatest norm; 0 for none. All ranks get the weights of rank 0. Raises ImportError
         without DeepSpeed, ValueError where a user's own JSON contradicts."""
@@ -75,7 +75,7 @@ class DeepSpeed:
         self.group = group or Group()
         self.settings = optimizer
         self.precision = precision
-        self.zero = zero
+        self.zero = zero = zero or Zero()
         self.stage = zero.used
         if self.stage == 0:
             raise ValueError("Zero(stage=0) is the Local engine's: DeepSpeed reduces once a step from stage 1 on")
@@ -106,8 +106,10 @@ class DeepSpeed:
     @loss_scale.setter
     def loss_scale(self, scale: LossScale) -> None:
         self._loss_scale = scale
-        if self.precision == "fp16":  # it multiplies roots by it, and divides before it clips
-            self._engine.optimizer.override_loss_scale(scale.value)
+        if self.precision == "fp16":
+            # It multiplies roots by it, and divides before it clips: the ranks' number, by which roots are multiplied
+            # against its mean, takes no bit of float16's range.
+            self._engine.optimizer.override_loss_scale(scale.value / self.group.size)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Nothing under ZeRO-3: casts that are kept for a pass would be whole weights on every rank."""
@@ -269,7 +271,7 @@ def _join() -> None:
     """A process group of one where there is none: offloading is of use to one process too."""
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=torch.distributed.distributed_c10d.HashStore(), rank=0, world_size=1)
     from deepspeed import comm
 
     comm.init_distributed(dist_backend=dist.get_backend(), verbose=False)

@@ -114,7 +114,7 @@ class ToyBackbone(nn.Module):
     def embed(self, inputs, towers, attention):
         x = self.model.embed(inputs.ids) + self.model.place(inputs.positions[0])
         if towers.features:
-            x = x.index_add(0, inputs.media["rows"], towers.features["image"][0])
+            x = x.index_add(0, inputs.media["rows"], towers.features["image"][0].to(x.dtype))
         segments = Segments(inputs.lengths, inputs.prefix, attention)
         for block in self.model.blocks:
             checkpointed = self.model.checkpointing and self.training and torch.is_grad_enabled()
