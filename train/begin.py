@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.loader import Loader, Plan
 from ..data.types import Where
 from ..model.embedder import Embedder
-from ..model.flops import Flops, model_flops, rates
+from ..model.flops import counter as rows_counter
 from ..model.types import Inputs
 from . import resume
 from .cost import held, widest
@@ -105,9 +105,7 @@ def counter(embedder: Embedder) -> Callable[[Inputs], float] | None:
     None for a model whose configuration does not say what its layers are."""
     if not hasattr(embedder.base.model, "config"):
         return None
-    found = rates(embedder)
-    factor = {f.name: model_flops(Flops(**{f.name: 1.0}), embedder) for f in fields(Flops)}
-    return lambda inputs: sum(factor[part] * n for part, n in asdict(found.count(inputs)).items())
+    return rows_counter(embedder)
 
 
 def tasks_of(stage: Stage, where: Where) -> list[Task]:

@@ -168,11 +168,16 @@ class Stage:
 
     def load(self, where: Where) -> Embedder:
         """The model that this stage starts from, with its parts frozen and adapters attached."""
+        import torch
+
         from ..model.embedder import freeze, remade
         from ..model.lora import attach, merged
+        from ..model.quantize import quantize
 
         path = self.model if isinstance(self.model, str) else where(self.model)
-        embedder = Embedder.load(path, device=self.device or None, dtype="float32")
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        rounded = self.lora is not None and self.lora.quantized
+        embedder = Embedder.load(path, device="cpu" if rounded else device, dtype="float32")
         old = embedder.settings
         if not old.normalise:
             raise ValueError(
@@ -189,7 +194,11 @@ class Stage:
         if settings != old:
             embedder = remade(embedder, settings, embedder.adapter)
         if self.lora is not None:
-            embedder = attach(merged(embedder), self.lora)
+            embedder = merged(embedder)
+            if self.lora.quantized:
+                compute = torch.float32 if self.precision == "fp32" else torch.bfloat16
+                embedder = quantize(embedder, self.lora.quantized, device=device, compute=compute)
+            embedder = attach(embedder, self.lora)
         freeze(embedder, self.freeze)
         return embedder
 
@@ -221,8 +230,15 @@ class Stage:
         )
 
     def engine(self, embedder: Embedder, group: Group | None = None) -> Engine:
+        from ..model.compile import compiled
         from .zero_engine import engine_of
 
+        if self.compile:
+            if self.zero is not None and self.zero.used == 3:
+                raise ValueError(
+                    f"stage {self.name!r}: compile=True with ZeRO-3, which gathers weights as it goes; drop either"
+                )
+            embedder = compiled(embedder)
         return engine_of(embedder, self.optimizer, self.precision, self.clip, group or Group(), self.zero)
 
     def plan(self, where: Where, ranks: int = 1) -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """A recipe's file, its settings and its overrides: what is accepted, and what each error says."""
 
 import re
+from pathlib import Path
 
 import pytest
 from omni2vec.launch.load import load
