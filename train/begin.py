@@ -37,7 +37,7 @@ def where_from(stage: Stage, engine: Engine, out: Path, where: Where, base: str)
     state = resume.load(engine, out / resume.FOLDER / found[-1], group, base) if found else State()
     wish = together(group, lambda: wished(out, take=False)) or {}
     with stage.loader(engine.embedder, where, state.chunk_tokens or 1 << 40, replace(state), group) as loader:
-        if not state.chunk_tokens:
+        if not state.chunk_tokens or state.ranks not in (0, group.size):  # elsewhere, other things fit
             state = _measured(stage, engine, loader, state)
         if fewer := int(wish.get("chunk_tokens", 0)):
             state = replace(state, chunk_tokens=min(state.chunk_tokens, fewer))
@@ -54,7 +54,7 @@ def _measured(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State
     longest = max(c.tokens for c in plan.costs)
     tokens = int(fixed) if fixed != "auto" else max(CAP.get(device.type, 4096), longest)
     if stage.memory != "auto" and fixed != "auto":
-        return replace(state, memory=stage.memory, chunk_tokens=tokens)
+        return replace(state, memory=stage.memory, chunk_tokens=tokens, ranks=engine.group.size)
     loader.budget = max(2 * longest, 1024) if fixed == "auto" else tokens
     footprint = measure(engine, loader.again(loader.plan(0), 0))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", engine.group.size))
@@ -66,6 +66,7 @@ def _measured(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State
         state,
         memory=stage.memory,
         chunk_tokens=tokens,
+        ranks=engine.group.size,
         footprint=(footprint.all, footprint.boundaries),
         budgets=(budget - budget // 4, host),
     )

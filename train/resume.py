@@ -39,6 +39,7 @@ class State:
     stopped: bool = False
     memory: str = ""
     chunk_tokens: int = 0
+    ranks: int = 0  # that measured
     footprint: tuple[float, float] = (0.0, 0.0)  # bytes a token that a graph keeps: all, or its boundaries
     budgets: tuple[int, int] = (0, 0)  # bytes for kept graphs, on the device and on the host
     scores: dict[int, float] = field(default_factory=dict)  # of the evaluations, by step
