@@ -301,7 +301,8 @@ def _plan(loader: Loader[T], step: int, measured: Sequence[Measured | Bad]) -> P
         raise DataError(f"step {step}: none of its {len(bad)} rows can be read, the first because: {bad[0].reason}")
     queries = [(q, 0) for q in range(len(rows))]
     slots = (*queries, *((q, k) for q, m in enumerate(rows) for k in range(1, len(m.costs))))
-    costs = tuple(rows[q].costs[k] for q, k in slots)
+    known: dict[Cost, Cost] = {}  # equal ones are one object: a large batch has few different ones
+    costs = tuple(known.setdefault(c, c) for c in (rows[q].costs[k] for q, k in slots))
     keys = tuple(m.example.key for m in rows)
     budget = max(loader.budget, *(c.tokens for c in costs)) if loader.stretch else loader.budget
     of_ranks = plan(costs, budget, loader.ranks.size, keys=[keys[q] for q, _ in slots], stage=loader.stage)

@@ -23,7 +23,7 @@ from .begin import counter, memories, tasks_of, where_from
 from .consolidate import complete, export
 from .engine import Engine, Updated
 from .gather import Group
-from .guard import WISH, Restart, Signals, smaller, wish
+from .guard import WISH, Restart, Signals, smaller, wish, wished
 from .journal import Journal, monitor_of, teller
 from .loss import Bound
 from .precision import LossScale
@@ -80,6 +80,8 @@ def run(stage: Stage, out: Path, where: Where) -> None:
             dog = stack.enter_context(Watchdog(group.rank, group.size, out, limit_s=stage.stall_s, tell=tell))
             training = _Training(stage, engine, loader, journal, saver, state, out, tasks, signals, dog, count)
             journal.say("start", {"ranks": group.size, "chunk_tokens": state.chunk_tokens})
+            if group.rank == 0 and (asked := wished(out, take=False)):
+                journal.say("begun again", asked)
             if not state.stopped:
                 training.go()
     except Exception as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,13 +38,32 @@ def local_terms(bounds: Sequence[Bound]) -> dict[str, tuple[frozenset[int], Loca
 
 @dataclass
 class Graded:
-    """d_vectors (E, D): only the rows of this rank's entries are meant; d_scale (1,): of the whole, on every rank;
-    losses: by objective, before weights; loss: their weighted sum. Losses are equal on all ranks."""
+    """d_own (n, D): the gradient by the vectors of this rank's n entries, in the order of its chunks; d_scale (1,): of
+    the whole, on every rank; losses: by objective, before weights; loss: their weighted sum, equal on all ranks."""
 
-    d_vectors: Tensor
+    d_own: Tensor
     d_scale: Tensor
     loss: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Owners:
+    """Whose entries are whose. entries: of each rank, in the order of its chunks."""
+
+    group: Group
+    entries: Sequence[Tensor]
+    rank_of: Tensor  # (E,)
+    place: Tensor  # (E,) among this rank's, -1 for another's
+
+    @staticmethod
+    def of(group: Group, entries: Sequence[Tensor], device: torch.device) -> Owners:
+        rank_of = torch.empty(sum(map(len, entries)), dtype=torch.int64)
+        place = torch.full_like(rank_of, -1)
+        for rank, theirs in enumerate(entries):
+            rank_of[theirs] = rank
+        place[entries[group.rank]] = torch.arange(len(entries[group.rank]))
+        return Owners(group, entries, rank_of, place.to(device))
 
 
 def batch_loss(
@@ -53,43 +73,45 @@ def batch_loss(
     good: Tensor,
     bounds: Sequence[Bound],
     clock: Clock,
-    group: Group,
-    owner: Tensor,
+    owners: Owners,
 ) -> Graded:
-    """vectors (Q + N, D) and scale (1,), detached; good (Q,): rows that count; owner (Q + N,): whose entries."""
+    """vectors (Q + N, D) and scale (1,), detached, the same on every rank; good (Q,): rows that count."""
     q = len(relation.query_id)
-    out = Graded(torch.zeros_like(vectors), torch.zeros_like(scale))
+    own = len(owners.entries[owners.group.rank])
+    out = Graded(vectors.new_zeros((own, vectors.shape[1])), torch.zeros_like(scale))
     for bound in bounds:
         mine = good & torch.isin(relation.query_source, torch.tensor(sorted(bound.groups), device=good.device))
         part, queries, docs = of_queries(relation, mine)
         if not len(queries) or not len(docs):
             continue
+        whole = len(queries) == q  # then no copy is needed
+        rows = (queries, q + docs)
+        pair = (vectors[:q], vectors[q:]) if whole else (vectors[rows[0]], vectors[rows[1]])
         for objective in bound.objectives:
             if isinstance(objective, Local):
                 continue
-            if isinstance(objective, Sharded) and group.size > 1:
-                value = _sharded(
-                    objective, objective.weight, vectors, scale, part, queries, q + docs, clock, group, owner, out
-                )
-            else:
-                value = _whole(objective, vectors, scale, part, queries, q + docs, clock, out)
+            grade = _shared if isinstance(objective, Sharded) else _whole
+            value = grade(objective, pair, rows, scale, part, clock, owners, out)
             out.losses[bound.label(objective)] = value
             out.loss += objective.weight * value
     return out
 
 
+Pair = tuple[Tensor, Tensor]
+
+
 def _whole(
     objective: Contrastive | Pairwise,
-    vectors: Tensor,
+    pair: Pair,
+    rows: Pair,
     scale: Tensor,
     part: Relation,
-    queries: Tensor,
-    docs: Tensor,
     clock: Clock,
+    owners: Owners,
     out: Graded,
 ) -> float:
     """By autograd, over all rows."""
-    query, doc = vectors[queries].requires_grad_(), vectors[docs].requires_grad_()
+    query, doc = (v.detach().requires_grad_() for v in pair)
     leaf = scale.clone().requires_grad_()
     with torch.enable_grad():
         if isinstance(objective, Contrastive):
@@ -100,32 +122,33 @@ def _whole(
             cosine = (query[part.owner[first]] * doc[first]).sum(-1)
             value = objective.pairwise(cosine, part.score[first], clock)
     if value.requires_grad:
-        d_query, d_doc, d_scale = torch.autograd.grad(value, (query, doc, leaf), allow_unused=True)
-        for rows, gradient in ((queries, d_query), (docs, d_doc)):
+        *gradients, d_scale = torch.autograd.grad(value, (query, doc, leaf), allow_unused=True)
+        for entries, gradient in zip(rows, gradients, strict=True):
             if gradient is not None:
-                out.d_vectors.index_add_(0, rows, gradient.to(vectors.dtype), alpha=objective.weight)
+                place = owners.place[entries]
+                here = place >= 0
+                out.d_own.index_add_(0, place[here], gradient[here].to(out.d_own.dtype), alpha=objective.weight)
         if d_scale is not None:
             out.d_scale += objective.weight * d_scale
     return float(value.detach())
 
 
-def _sharded(
-    objective: Sharded,
-    weight: float,
-    vectors: Tensor,
+def _shared(
+    objective: Any,
+    pair: Pair,
+    rows: Pair,
     scale: Tensor,
     part: Relation,
-    queries: Tensor,
-    docs: Tensor,
     clock: Clock,
-    group: Group,
-    owner: Tensor,
+    owners: Owners,
     out: Graded,
 ) -> float:
-    found = objective.sharded(vectors[queries], vectors[docs], part, scale, clock, group)
-    factor = weight / max(found.count, 1)
-    for rows, gradient in ((queries, found.d_query), (docs, found.d_docs)):
-        entries, home = bring(group, gradient, rows, owner)
-        out.d_vectors.index_add_(0, entries, home.to(vectors.dtype), alpha=factor)
+    """Each rank its share of the rows; the gradients go home."""
+    found = objective.sharded(*pair, part, scale, clock, owners.group)
+    factor: float = objective.weight / max(found.count, 1)
+    for entries, gradient in zip(rows, (found.d_query, found.d_docs), strict=True):
+        here, home = bring(owners.group, gradient, entries, owners.rank_of)
+        out.d_own.index_add_(0, owners.place[here], home.to(out.d_own.dtype), alpha=factor)
     out.d_scale += factor * found.d_scale
-    return float(found.sum) / max(found.count, 1)
+    value: float = float(found.sum) / max(found.count, 1)
+    return value

@@ -28,7 +28,7 @@ from ..model.types import Encoded, Inputs, Towers
 from .engine import Engine
 from .gather import Group, gather_vectors
 from .loss import Bound as Bound
-from .loss import Graded, batch_loss, local_terms
+from .loss import Graded, Owners, batch_loss, local_terms
 from .objectives.types import Local
 from .offload import offloading
 from .trouble import ran_out_of_memory
@@ -64,9 +64,11 @@ class Done:
 
 @dataclass
 class _Chunk:
-    """Between the passes: a kept graph, or what it takes to run the chunk again."""
+    """Between the passes: a kept graph, or what it takes to run the chunk again. first, count: its entries' vectors
+    among this rank's."""
 
-    entries: Tensor
+    first: int
+    count: int
     encoded: Encoded | None = None
     inputs: Inputs | None = None
     towers: Towers | None = None
@@ -129,19 +131,17 @@ def cached_step(
         passed.chunks.clear()
     with watch("gather"):
         failed = _agree(group, engine.device, len(plan.costs), passed.failed, full)
-        own = torch.cat(passed.own)
         entries = [torch.tensor([e for c in of_rank for e in c.entries], dtype=torch.int64) for of_rank in plan.ranks]
-        vectors = gather_vectors(group, entries, own)
-    owner = torch.empty(len(plan.costs), dtype=torch.int64)
-    for rank, theirs in enumerate(entries):
-        owner[theirs] = rank
+        vectors = gather_vectors(group, entries, torch.cat(passed.own))
+        passed.own.clear()
     bad = {plan.slots[e][0] for e in failed}
     good = torch.ones(len(plan.keys), dtype=torch.bool, device=vectors.device)
     good[sorted(bad)] = False
     assert passed.scale is not None
     done = Done(vectors, passed.scale, rows=int(good.sum()), failed=tuple(sorted(bad)))
     with watch("loss"):
-        graded = batch_loss(vectors, passed.scale, plan.relation.to(vectors.device), good, bounds, clock, group, owner)
+        owners = Owners.of(group, entries, vectors.device)
+        graded = batch_loss(vectors, passed.scale, plan.relation.to(vectors.device), good, bounds, clock, owners)
     done.loss, done.losses = graded.loss, graded.losses
     done.finite = math.isfinite(done.loss)
     if done.finite:
@@ -197,7 +197,7 @@ class _First:
     seen: int = 0
 
     def __call__(self, plan: Plan, chunks: Iterable[Inputs], passed: _Passed) -> None:
-        frozen, coming = self.engine.towers_frozen(), iter(chunks)
+        frozen, coming, at = self.engine.towers_frozen(), iter(chunks), 0
         with self.engine.autocast():
             for chunk, memory in zip(plan.chunks, self.memories, strict=True):
                 with self.watch("data"):
@@ -206,11 +206,12 @@ class _First:
                 passed.flops += self.count(inputs) if self.count is not None else 0.0
                 passed.dummies += sum(inputs.lengths[len(chunk.entries) :])
                 with self.watch("forward"):
-                    state = _Chunk(torch.tensor(chunk.entries, dtype=torch.int64))
+                    state = _Chunk(at, len(chunk.entries))
                     encoded = self._run(state, _silent(inputs), memory, frozen)
                 passed.own.append(encoded.vectors.detach()[: len(chunk.entries)])
                 passed.scale = encoded.scale.detach()
                 passed.chunks.append(state)
+                at += len(chunk.entries)
             if next(coming, None) is not None:  # read to its end: a loader counts what failed there
                 raise ValueError(f"step {plan.step}: more chunks than the {len(plan.chunks)} of its plan")
 
@@ -263,7 +264,7 @@ class _Second:
     def _chunk(self, plan: Plan, passed: _Passed, i: int, graded: Graded, sums: dict[str, float]) -> None:
         state, last = passed.chunks[i], i == len(passed.chunks) - 1
         encoded = state.encoded if state.encoded is not None else self._replay(plan, i, state)
-        gradient = graded.d_vectors[state.entries.to(graded.d_vectors.device)]
+        gradient = graded.d_own[state.first : state.first + state.count]
         vectors = encoded.vectors
         root = (vectors[: len(gradient)] * gradient).sum()
         if len(vectors) > len(gradient):  # a dummy's vector counts nothing, yet its modules must be in the graph
@@ -275,7 +276,7 @@ class _Second:
             root = root + (encoded.scale * graded.d_scale).sum() * float(self.engine.group.rank == 0)
         if root.requires_grad:
             self.engine.backward(root)
-        passed.chunks[i] = _Chunk(state.entries)  # the graph's memory goes with it
+        passed.chunks[i] = _Chunk(state.first, state.count)  # the graph's memory goes with it
 
     def _replay(self, plan: Plan, index: int, state: _Chunk) -> Encoded:
         """The chunk's forward once more, with the random numbers of the first."""

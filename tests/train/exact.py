@@ -19,7 +19,8 @@ from omni2vec.train.loss import Bound
 from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.next_token import NextToken
 from omni2vec.train.optim import AdamW, Schedule
-from omni2vec.train.step import cached_step
+from omni2vec.train.step import NoMemoryError, cached_step
+from omni2vec.train.trouble import blame
 from omni2vec.train.zero import Zero
 from omni2vec.train.zero_engine import engine_of
 from ranks import say
@@ -146,6 +147,49 @@ ENGINES = {
 }
 
 
+def troubled(group, zero):
+    """What two ranks make of one that runs out of memory, in either pass, and of one whose vectors are not finite."""
+    case, told = CASES[0], {}
+    rows, embedder = source(case.rows), embedder_of("toy")
+    engine = engine_of(embedder, ADAM, "fp32", case.clip, group, zero)
+    bounds = (Bound("default", case.objectives, frozenset({0})),)
+    names = [n for n, _ in embedder.named_parameters()]
+    before = engine.whole(names)
+    embed, backward = engine.embed, engine.backward
+
+    def lacking(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def broken(*args):
+        out = embed(*args)
+        return replace(out, vectors=out.vectors * float("nan"))
+
+    with toy.loader([rows], budget=case.budget, ranks=group.ranks) as loader:
+        plan = loader.plan(0)
+        for name in ("embed", "backward"):
+            if group.rank == 1:
+                setattr(engine, name, lacking)
+            try:
+                cached_step(engine, plan, loader.chunks(plan), bounds, Clock(0, 0.0, 0))
+                told[name] = "went through"
+            except NoMemoryError:
+                told[name] = "no memory"
+            engine.forget()
+            engine.embed, engine.backward = embed, backward
+        if group.rank == 1:
+            engine.embed = broken
+        done = cached_step(engine, plan, loader.chunks(plan), bounds, Clock(0, 0.0, 0))
+        told["finite"] = done.finite
+        engine.forget()
+        engine.embed = embed
+        told["blame"] = len(blame(done.vectors, done.losses, plan).keys)
+        same = engine.whole(names)
+        told["kept"] = all(torch.equal(same[n], before[n]) for n in before)
+        done = cached_step(engine, plan, loader.chunks(plan), bounds, Clock(0, 0.0, 0))
+        told["then"] = done.finite and engine.update(0, STEPS).applied
+    return told
+
+
 def main():
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -167,6 +211,8 @@ def main():
                     for a, b in zip(x, y, strict=True)
                 )
                 results[f"{name}: {case.name}"] = [*distance(found, right, before), apart]
+    for name in ("local", "zero 2"):
+        results[f"{name}: troubled"] = troubled(group, ENGINES[name])
     say(results)
     dist.barrier()
 

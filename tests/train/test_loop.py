@@ -19,6 +19,7 @@ from omni2vec.train.monitor import read_log
 from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.next_token import NextToken
 from omni2vec.train.stage import Validate
+from safetensors.torch import load_file
 
 from ..model.small import tiny
 from .stages import stage
@@ -195,3 +196,35 @@ def test_a_batch_smaller_than_the_ranks_is_refused_before_anything_is_loaded(fol
     with pytest.raises(ValueError, match="stage 'train': batch=8 is smaller than the 16 ranks"):
         small(folder).make(tmp_path, nowhere)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_out_of_memory_begins_the_same_step_again_in_smaller_chunks(folder, tmp_path, monkeypatch):
+    from omni2vec.train.engine import Local
+    from omni2vec.train.guard import Restart, wished
+
+    made = small(folder, steps=4, chunk_tokens=200, memory="boundaries", save_every=100)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for path in (whole, cut):
+        path.mkdir()
+    made.make(whole, nowhere)
+    real, calls = Local.embed, []
+
+    def embed(self, inputs, *rest):
+        calls.append(inputs)
+        if len(calls) > 3 and len(inputs.ids) > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, inputs, *rest)
+
+    monkeypatch.setattr(Local, "embed", embed)
+    with pytest.raises(Restart, match=r"step [123] begins again with chunk_tokens=100"):
+        made.make(cut, nowhere)
+    assert wished(cut, take=False)["chunk_tokens"] == 100
+    assert not (cut / "model.safetensors").exists()
+    made.make(cut, nowhere)
+    weights = [load_file(p / "model.safetensors") for p in (whole, cut)]
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=0, atol=2e-4)
+    log = read_log(cut / "log.jsonl")
+    assert [r["step"] for r in log if "loss" in r] == [0, 1, 2, 3]
+    assert [r["chunk_tokens"] for r in log if r.get("event") == "begun again"] == [100]
+    assert not list(cut.glob("*.json.*")) and wished(cut) is None
