@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -26,6 +27,8 @@ from .gather import Group
 from .optim import AdamW
 from .precision import LossScale, Precision, autocast, cast
 from .zero import Zero
+
+_C10D: Any = dist  # what its type hints leave out
 
 
 def engine_of(
@@ -271,7 +274,8 @@ def _join() -> None:
     """A process group of one where there is none: offloading is of use to one process too."""
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=torch.distributed.distributed_c10d.HashStore(), rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")  # it asks for no other sign of who it is
+        dist.init_process_group(backend, store=_C10D.HashStore(), rank=0, world_size=1)
     from deepspeed import comm
 
     comm.init_distributed(dist_backend=dist.get_backend(), verbose=False)
