@@ -169,7 +169,7 @@ class DeepSpeed:
             zero.micro_step_id = -1
             for key in zero.averaged_gradients:
                 zero.averaged_gradients[key] = zero.all_grad_tensors[key] = None
-        if self.zero.offload_optimizer:
+        if zero.offload_optimizer if self.sharded else zero.cpu_offload:  # perhaps by a user's own JSON
             zero.reset_cpu_buffers()
 
     def update(self, step: int, total: int) -> Updated:

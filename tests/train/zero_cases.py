@@ -336,7 +336,7 @@ def offloaded(case):
 
 
 def real(case):
-    """A tiny Qwen2-VL, whole (ZeRO-3) or with LoRA: only rank 0 has pictures; the other the smallest one, times zero."""
+    """A tiny Qwen2-VL, whole (ZeRO-3) or with LoRA: only rank 0 has pictures; the other a dummy, times zero."""
     pictured = mixed(8, video=False)
     texts = [Item.text("a red circle " * (1 + i % 5)) for i in range(8)]
     prompts = [Prompted(x, "query", key=str(i)) for i, x in enumerate([*pictured, *texts])]
