@@ -42,6 +42,11 @@ class Engine(Protocol):
         """Whether a rank's `embedder` holds only a part of the weights, so that all ranks must run it together."""
         ...
 
+    @property
+    def lockstep(self) -> bool:
+        """Whether forwards or backwards hold collectives: a rank that leaves one alone leaves the others waiting."""
+        ...
+
     def autocast(self) -> AbstractContextManager[None]:
         """Around the forwards of a whole pass, so that weights are cast once for all its chunks."""
         ...
@@ -170,6 +175,10 @@ class Local:
 
     @property
     def sharded(self) -> bool:
+        return False
+
+    @property
+    def lockstep(self) -> bool:
         return False
 
     def autocast(self) -> AbstractContextManager[None]:

@@ -18,6 +18,10 @@ from torch import Tensor
 from ..data.ranks import Ranks
 
 
+# Renamed in torch 2.14, where the older name warns.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
 @dataclass
 class Group:
     """Rank `rank` of `size`. All ranks call the same methods in the same order, with tensors on one kind of device.
@@ -67,7 +71,7 @@ class Group:
             return tensor[None]
         self._note("all_gather", tensor)
         out = tensor.new_empty((self.size * len(tensor), *tensor.shape[1:]))
-        dist.all_gather_into_tensor(out, tensor.contiguous())
+        _all_gather(out, tensor.contiguous())
         return out.view(self.size, *tensor.shape)
 
     def reduce(self, tensor: Tensor, to: int) -> Any:
@@ -100,12 +104,12 @@ class Group:
         if self.size == 1:
             return [message]
         lengths = torch.empty(self.size, dtype=torch.int64)
-        dist.all_gather_into_tensor(lengths, torch.tensor([len(message)]), group=self.host)
+        _all_gather(lengths, torch.tensor([len(message)]), group=self.host)
         longest = int(lengths.max())
         own = torch.zeros(longest, dtype=torch.uint8)
         own[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else own[:0]
         out = torch.empty(self.size * longest, dtype=torch.uint8)
-        dist.all_gather_into_tensor(out, own, group=self.host)
+        _all_gather(out, own, group=self.host)
         rows = out.view(self.size, longest)
         return [rows[r, : int(n)].numpy().tobytes() for r, n in enumerate(lengths)]
 

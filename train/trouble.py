@@ -43,7 +43,7 @@ def ran_out_of_memory(engine: Engine, work: Callable[[], object]) -> bool:
     try:
         work()
     except Exception as error:
-        if (engine.sharded and engine.group.size > 1) or not is_out_of_memory(error):
+        if (engine.lockstep and engine.group.size > 1) or not is_out_of_memory(error):
             raise
     else:
         return False

@@ -103,6 +103,10 @@ class DeepSpeed:
         return self.stage == 3
 
     @property
+    def lockstep(self) -> bool:
+        return self.sharded or self.zero.reduce == "chunk"
+
+    @property
     def loss_scale(self) -> LossScale:
         return self._loss_scale
 
@@ -139,7 +143,12 @@ class DeepSpeed:
             yield
             return
         with self._engine.coalesce_grad_reduction():
-            yield
+            try:
+                yield
+            except BaseException:
+                for _, p in self.trained:  # it reduces all the same: nothing, on every rank
+                    p.grad = None
+                raise
             # It reduces what has a gradient: ranks would reduce different lists, and ZeRO-3 would take the last
             # step's for what has none in this one.
             for name, p in self.trained:

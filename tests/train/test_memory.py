@@ -210,7 +210,7 @@ def test_another_error_is_raised_as_it_is():
 
 def test_where_forwards_hold_collectives_the_rank_without_room_leaves_with_what_to_try_next():
     class Sharded(Local):
-        sharded = True
+        lockstep = True
 
     model = tiny().train()
     inputs = inputs_of(model)
