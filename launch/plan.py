@@ -23,8 +23,9 @@ SAYS = {
 COLOUR = {"done": "green", "unfinished": "yellow", "new": "", "changed": "red"}
 
 
-def plan(recipe: Recipe, at: Path) -> Group:
-    """The settings, the steps in order, and what each says of its cost or of the fields that have changed."""
+def plan(recipe: Recipe, at: Path, ranks: int = 1) -> Group:
+    """The settings, the steps in order, and what each says of its cost (on each of `ranks` ranks, where it is made by
+    several) or of the fields that have changed."""
     folder = Folder(at)
     standings = survey(recipe, folder)
     parts: list[RenderableType] = [Text(f"recipe {recipe.name} into {at}")]
@@ -32,7 +33,7 @@ def plan(recipe: Recipe, at: Path) -> Group:
         parts += [Text(), _settings(recipe)]
     parts += [Text(), _steps(standings)]
     for standing in standings:
-        lines = list(_below(standing, folder))
+        lines = list(_below(standing, folder, ranks))
         if lines:
             parts += [Text(f"\n{standing.step.name}", style="bold"), *lines]
     return Group(*parts)
@@ -54,7 +55,7 @@ def _steps(standings: tuple[Standing, ...]) -> Table:
     return table
 
 
-def _below(standing: Standing, folder: Folder) -> Iterator[RenderableType]:
+def _below(standing: Standing, folder: Folder, ranks: int) -> Iterator[RenderableType]:
     for line in standing.changes:
         yield Text(f"  {line}", style="red")
     estimate = getattr(standing.step, "plan", None)
@@ -62,7 +63,8 @@ def _below(standing: Standing, folder: Folder) -> Iterator[RenderableType]:
         return
     waits = [name for name in standing.needs if not (folder.path / name).exists()]
     try:
-        facts: Mapping[str, str] = estimate(folder)
+        parallel = getattr(type(standing.step), "parallel", False)
+        facts: Mapping[str, str] = estimate(folder, ranks) if parallel else estimate(folder)
     except (DataError, OSError) as error:
         yield Text(
             f"  known once {', '.join(waits)} is done" if waits else f"  {error}", style="dim" if waits else "red"

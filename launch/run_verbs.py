@@ -29,17 +29,25 @@ def quickstart(words: Words = None, into: Into = None) -> None:
 
 
 @app.command(cls=Verb)
-def plan(recipe: RecipeFile, words: Words = None, into: Into = None) -> None:
+def plan(
+    recipe: RecipeFile,
+    words: Words = None,
+    into: Into = None,
+    ranks: Annotated[
+        int, typer.Option("--ranks", metavar="N", min=1, help="The cost for each of N ranks of a step that trains.")
+    ] = 1,
+) -> None:
     """Say what a run would do: order, what is done, what it will cost. Makes nothing.
 
     omni2vec plan recipes/quickstart.py
     omni2vec plan recipes/quickstart.py steps=500 train.optimizer.lr=5e-4
+    omni2vec plan my_recipe.py --ranks 8
     """
     from .load import load
     from .plan import plan as tables
 
     loaded = load(recipe, words or [])
-    Console().print(tables(loaded, into or Path("runs") / loaded.name))
+    Console().print(tables(loaded, into or Path("runs") / loaded.name, ranks))
 
 
 @app.command(cls=Verb)
