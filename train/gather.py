@@ -32,6 +32,7 @@ class Group:
     rank: int = 0
     size: int = 1
     host: Any = None  # a gloo group for bytes on the host, apart from the device's
+    side: Any = None  # another, for the loader's thread: calls of two threads have no order between them
     calls: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
 
@@ -40,12 +41,13 @@ class Group:
         """The group of torch.distributed, or one process. Collective where there is a group."""
         if not (dist.is_available() and dist.is_initialized()):
             return Group()
-        return Group(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+        host, side = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
+        return Group(dist.get_rank(), dist.get_world_size(), host, side)
 
     @property
     def ranks(self) -> Ranks:
-        """For the loader: who we are, and `exchange`."""
-        return Ranks(self.rank, self.size, self.exchange)
+        """For the loader: who we are, and an exchange on a channel that nobody else uses."""
+        return Ranks(self.rank, self.size, lambda message: self._exchange(message, self.side))
 
     def _note(self, kind: str, tensor: Tensor) -> None:
         self.calls[kind] += 1
@@ -101,15 +103,18 @@ class Group:
 
     def exchange(self, message: bytes) -> list[bytes]:
         """Every rank's bytes, in rank order. On the host's own channel; no pickle."""
+        return self._exchange(message, self.host)
+
+    def _exchange(self, message: bytes, channel: Any) -> list[bytes]:
         if self.size == 1:
             return [message]
         lengths = torch.empty(self.size, dtype=torch.int64)
-        _all_gather(lengths, torch.tensor([len(message)]), group=self.host)
+        _all_gather(lengths, torch.tensor([len(message)]), group=channel)
         longest = int(lengths.max())
         own = torch.zeros(longest, dtype=torch.uint8)
         own[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8) if message else own[:0]
         out = torch.empty(self.size * longest, dtype=torch.uint8)
-        _all_gather(out, own, group=self.host)
+        _all_gather(out, own, group=channel)
         rows = out.view(self.size, longest)
         return [rows[r, : int(n)].numpy().tobytes() for r, n in enumerate(lengths)]
 
