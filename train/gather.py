@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from ..data.ranks import Ranks
 
 # Renamed in torch 2.14, where the older name warns.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+_PATIENCE = timedelta(hours=24)  # of one rank for another: that one hangs is the watchdog's business
 
 
 @dataclass
@@ -41,7 +45,7 @@ class Group:
         """The group of torch.distributed, or one process. Collective where there is a group."""
         if not (dist.is_available() and dist.is_initialized()):
             return Group()
-        host, side = dist.new_group(backend="gloo"), dist.new_group(backend="gloo")
+        host, side = (dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2))
         return Group(dist.get_rank(), dist.get_world_size(), host, side)
 
     @property
