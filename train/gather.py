@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..data.ranks import Ranks
 
-
 # Renamed in torch 2.14, where the older name warns.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
