@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ class _Training:
     count: Callable[[Inputs], float] | None
 
     def __post_init__(self) -> None:
-        self.patience = Patience(self.stage.name)
+        self.patience, self.first = Patience(self.stage.name), self.state.step
 
     def section(self, name: str) -> AbstractContextManager[None]:
         self.dog.beat(self.state.step, name)
@@ -149,6 +150,8 @@ class _Training:
         stage, engine = self.stage, self.engine
         clock = Clock(plan.step, plan.step / stage.steps, stage.seed)
         memory = memories(self.state, plan, engine)
+        if plan.step == self.first:  # how many chunks keep what
+            self.journal.say("memory", dict(Counter(memory)), plan.step)
         try:
             done = cached_step(
                 engine, plan, chunks, bounds, clock, memory, self.loader.again, watch=self.section, count=self.count,

@@ -140,7 +140,7 @@ def test_a_checkpoint_of_an_older_format_says_so(tmp_path):
 def test_the_state_comes_back_equal_with_its_scores(tmp_path):
     state = State(
         step=7, skipped_steps=1, skipped_sources={"a": 2}, skipped_keys=["a/1", "a/2"], best=0.75, best_step=5,
-        without_gain=1, memory="vectors", chunk_tokens=512, footprint=(3.5, 1.0), budgets=(1, 2),
+        without_gain=1, memory="vectors", chunk_tokens=512, ranks=2, footprint=(3.5, 1.0), budgets=(1, 2),
         scores={5: 0.75, 7: 0.7}, healthiest={"accuracy": 0.5}, loss_scale=(1024.0, 3),
     )  # fmt: skip
     plain = {f.name for f in fields(State) if getattr(state, f.name) == getattr(State(), f.name)}
