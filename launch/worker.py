@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -162,7 +162,8 @@ def failed(error: BaseException, rank: int, board: Board | None, partial: Path) 
     if board is not None:
         board.put("claim", claim)
     if kind != "restart" and partial.is_dir():
-        put(partial / "failed.json", claim)
+        with suppress(OSError):  # the disk may be full: that may be what there is to tell
+            put(partial / "failed.json", claim)
     if kind == "fault" or os.environ.get("OMNI2VEC_TRACEBACK") == "1":
         traceback.print_exception(error)
     else:
@@ -172,8 +173,12 @@ def failed(error: BaseException, rank: int, board: Board | None, partial: Path) 
 
 def _kind(error: BaseException) -> tuple[str, int]:
     """What sort of end it is, and its exit status."""
+    from ..train.snapshot import NotSaved
+
     if isinstance(error, Restart):
         return "restart", RESTART
+    if isinstance(error, NotSaved):
+        return "input", 2
     if isinstance(error, DataError | ValueError) or (isinstance(error, ImportError) and "omni2vec[" in str(error)):
         return "input", 2
     if broken(error):

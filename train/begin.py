@@ -18,7 +18,6 @@ from . import resume
 from .cost import held, widest
 from .engine import Engine
 from .guard import wished
-from .leave import together
 from .loss import local_terms
 from .memory import CAP, Footprint, agreed, allot, budgets, kept_bytes, measure
 from .probe import settle
@@ -35,7 +34,10 @@ def where_from(stage: Stage, engine: Engine, out: Path, where: Where, base: str)
     group = engine.group
     found = json.loads(group.exchange(json.dumps([p.name for p in resume.existing(out)]).encode())[0])
     state = resume.load(engine, out / resume.FOLDER / found[-1], group, base) if found else State()
-    wish = together(group, lambda: wished(out, take=False)) or {}
+    # Rank 0's word: a shared folder may show a file to one host before another.
+    wish = (
+        json.loads(group.exchange(json.dumps(wished(out, take=False) if group.rank == 0 else None).encode())[0]) or {}
+    )
     with stage.loader(engine.embedder, where, state.chunk_tokens or 1 << 40, replace(state), group) as loader:
         if not state.chunk_tokens or state.ranks not in (0, group.size):  # elsewhere, other things fit
             state = _measured(stage, engine, loader, state)

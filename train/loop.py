@@ -111,7 +111,7 @@ class _Training:
     count: Callable[[Inputs], float] | None
 
     def __post_init__(self) -> None:
-        self.patience, self.first = Patience(self.stage.name), self.state.step
+        self.patience, self.first, self.saved = Patience(self.stage.name), self.state.step, False
 
     def section(self, name: str) -> AbstractContextManager[None]:
         self.dog.beat(self.state.step, name)
@@ -191,14 +191,12 @@ class _Training:
             self.journal.say("asked to end", {"signal": self.signals.asked or "on another rank"})
             raise Restart(f"asked to end; saved at step {state.step}")
         if state.step % stage.save_every == 0 or better:
+            self.saver.wait()
+            if self.saved and self.group.rank == 0:  # a wish of the last start is in a state that is whole
+                (self.out / WISH).unlink(missing_ok=True)
             self.saver.save(state)
-            self.honoured()
+            self.saved = True
         return state.stopped
-
-    def honoured(self) -> None:
-        """A wish of the last start is in the state now, which has been saved."""
-        if self.group.rank == 0:
-            (self.out / WISH).unlink(missing_ok=True)
 
     def evaluate(self) -> None:
         from ..eval.evaluate import evaluate

@@ -156,14 +156,14 @@ def best_steps(state: State, count: int) -> list[int]:
 
 
 def prune(out: Path, keep: int, state: State, keep_best: int = 1) -> None:
-    """Leave the newest `keep` checkpoints, the `keep_best` best-scored of those that are there, and the best."""
+    """Leave the newest `keep` checkpoints (one at least), the `keep_best` best-scored, and the best."""
     found = existing(out)
     there = {p.name for p in found}
     scored = [path_of(out, s) for s in best_steps(state, len(state.scores))]
     kept = set([p for p in scored if p.name in there][:keep_best])
     if state.best is not None:
         kept.add(path_of(out, state.best_step))
-    for folder in found[:-keep] if keep else found:
+    for folder in found[: -max(keep, 1)]:
         if folder not in kept:
             remove(folder)
 

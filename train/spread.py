@@ -24,7 +24,7 @@ class Together:
         self, items: Iterable[Item], *, side: Side = "query", instruction: str = "", progress: str = ""
     ) -> Tensor:
         embedder, group = self.engine.embedder, self.engine.group
-        spread = Spread(group.ranks, self._run, group.sum_) if group.size > 1 else None
+        spread = Spread(group.ranks, self._run, group.sum_)  # of one rank, too: the engine knows the precision
         label = progress if group.rank == 0 else ""
         return encode(embedder, embedder.prompts(items, side, instruction), progress=label, spread=spread)
 

@@ -131,7 +131,7 @@ class Stage:
             ("clip", self.clip, 0),
             ("memory_gb", self.memory_gb, 0),
             ("save_every", self.save_every, 1),
-            ("keep", self.keep, 0),
+            ("keep", self.keep, 1),
             ("keep_best", self.keep_best, 0),
             ("stall_s", self.stall_s, 0),
             ("validate.every", every, 1),
@@ -200,6 +200,9 @@ class Stage:
                 embedder = quantize(embedder, self.lora.quantized, device=device, compute=compute)
             embedder = attach(embedder, self.lora)
         freeze(embedder, self.freeze)
+        for part, parameters in embedder.parts().items():
+            for p in parameters if self.optimizer.rates.get(part) == 0 else ():
+                p.requires_grad_(False)
         return embedder
 
     def loader(

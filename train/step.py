@@ -83,6 +83,7 @@ class _Passed:
     own: list[Tensor] = field(default_factory=list)
     scale: Tensor | None = None
     failed: set[int] = field(default_factory=set)
+    dropped: set[int] = field(default_factory=set)  # chunks whose towers' outputs found no room
     flops: float = 0.0
     dummies: int = 0
 
@@ -130,7 +131,7 @@ def cached_step(
     if full:
         passed.chunks.clear()
     with watch("gather"):
-        failed = _agree(group, engine.device, len(plan.costs), passed.failed, full)
+        failed = _agree(group, engine.device, plan, passed, full)
         entries = [torch.tensor([e for c in of_rank for e in c.entries], dtype=torch.int64) for of_rank in plan.ranks]
         vectors = gather_vectors(group, entries, torch.cat(passed.own))
         passed.own.clear()
@@ -161,15 +162,19 @@ def _labels(plan: Plan, groups: frozenset[int], failed: set[int]) -> int:
     return sum(c.labels for e, (c, g) in enumerate(costs) if g in groups and e not in failed)
 
 
-def _agree(group: Group, device: torch.device, entries: int, failed: set[int], out_of_memory: bool) -> set[int]:
-    """The failed entries of all ranks. NoMemoryError on all where one has run out of it."""
-    flags = torch.zeros(entries + 1, dtype=torch.uint8)
-    flags[sorted(failed)] = 1
+def _agree(group: Group, device: torch.device, plan: Plan, passed: _Passed, out_of_memory: bool) -> set[int]:
+    """The failed entries of all ranks. A chunk whose towers one rank must run again, all run again: they may hold
+    collectives. NoMemoryError on all where one has run out of it."""
+    entries, chunks = len(plan.costs), len(plan.chunks)
+    flags = torch.zeros(entries + chunks + 1, dtype=torch.uint8)
+    flags[[*sorted(passed.failed), *(entries + i for i in sorted(passed.dropped))]] = 1
     flags[-1] = int(out_of_memory)
     flags = group.max_(flags.to(device)).cpu()
     if flags[-1]:
         raise NoMemoryError("a rank has no memory left for its chunks")
-    return set(flags[:-1].nonzero().squeeze(1).tolist())
+    for i in flags[entries:-1].nonzero().squeeze(1).tolist():
+        passed.chunks[i].towers = None
+    return set(flags[:entries].nonzero().squeeze(1).tolist())
 
 
 def _silent(inputs: Inputs) -> Inputs:
@@ -199,7 +204,7 @@ class _First:
     def __call__(self, plan: Plan, chunks: Iterable[Inputs], passed: _Passed) -> None:
         frozen, coming, at = self.engine.towers_frozen(), iter(chunks), 0
         with self.engine.autocast():
-            for chunk, memory in zip(plan.chunks, self.memories, strict=True):
+            for i, (chunk, memory) in enumerate(zip(plan.chunks, self.memories, strict=True)):
                 with self.watch("data"):
                     inputs = next(coming)
                 passed.failed |= {chunk.entries[s] for s in inputs.failed}
@@ -211,6 +216,8 @@ class _First:
                 passed.own.append(encoded.vectors.detach()[: len(chunk.entries)])
                 passed.scale = encoded.scale.detach()
                 passed.chunks.append(state)
+                if memory == "vectors" and state.towers is None:
+                    passed.dropped.add(i)
                 at += len(chunk.entries)
             if next(coming, None) is not None:  # read to its end: a loader counts what failed there
                 raise ValueError(f"step {plan.step}: more chunks than the {len(plan.chunks)} of its plan")

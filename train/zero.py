@@ -142,6 +142,11 @@ def _refuse(theirs: Mapping[str, Any], path: str) -> None:
     for key in ("offload_optimizer", "offload_param"):
         if zero.get(key, {}).get("device") == "nvme":
             raise ValueError(f"{path}: zero_optimization.{key}.device is 'nvme'; expected 'cpu' or 'none'")
+    for key in ("mics_shard_size", "zenflow", "zero_quantized_gradients", "zero_quantized_weights"):
+        if zero.get(key) not in (None, False, -1, _AUTO):
+            raise ValueError(
+                f"{path}: zero_optimization.{key} is set; remove it: it changes the arithmetic or whose is what"
+            )
     if zero.get("round_robin_gradients") is True:
         raise ValueError(f"{path}: zero_optimization.round_robin_gradients is True; its ranges cannot be saved by name")
     if zero.get("compute_grad_norm") is False:
@@ -178,6 +183,9 @@ def _contradictions(
         given = theirs.get(section, {}).get("enabled", _AUTO)
         if given != _AUTO and given != (precision in meant):
             yield f"{section}.enabled", given, precision in meant, f"the stage's precision={precision!r}"
+    given = theirs.get("communication_data_type") or _AUTO
+    if given not in (_AUTO, "fp32"):
+        yield "communication_data_type", given, "'fp32'", "ranks' gradients add up in float32"
     given = theirs.get("data_types", {}).get("grad_accum_dtype") or _AUTO
     if given not in (_AUTO, "fp32") and precision != "bf16-true":
         yield "data_types.grad_accum_dtype", given, "'fp32'", "chunks add up in float32"

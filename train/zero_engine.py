@@ -87,6 +87,8 @@ class DeepSpeed:
         self.trained = [(n, p) for n, p in embedder.named_parameters() if p.requires_grad]
         self.shapes = {n: tuple(p.shape) for n, p in self.trained}
         config = zero.config(precision, clip)
+        if embedder.device.type == "cuda":  # it selects its GPU by this, where a task may see but one
+            os.environ["LOCAL_RANK"] = str(embedder.log_scale.get_device())
         _join()
         self._model = _Flat(embedder)
         self._engine = deepspeed.initialize(

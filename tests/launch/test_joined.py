@@ -50,12 +50,14 @@ def test_ranks_with_other_recipes_leave_together_and_the_first_says_who_differs(
     assert "Traceback" not in said and not (tmp_path / "first").exists()
 
 
+@pytest.mark.slow  # of the same parts as the one above
 def test_a_recipe_that_one_rank_cannot_load_is_told_by_the_first(tmp_path):
     (status, said), (other, silent) = ended(launched(tmp_path, [], ["stepps=6"]))
     assert (status, other, silent) == (2, 2, "")
     assert said.count("rank 1 on host") == 1 and "no setting 'stepps'. Did you mean 'steps'?" in said
 
 
+@pytest.mark.slow  # of the same parts as the one above
 def test_a_recipe_that_no_rank_can_load_is_told_once(tmp_path):
     (status, said), (other, silent) = ended(launched(tmp_path, ["stepps=6"], ["stepps=6"]))
     assert (status, other, silent) == (2, 2, "")

@@ -157,7 +157,7 @@ def test_the_state_comes_back_equal_with_its_scores(tmp_path):
         (1, 1, 0, [3, 6]),
         (1, 2, 0, [2, 3, 6]),
         (1, 0, 2, [2, 6]),  # the best by validation, whose gain was asked to be larger
-        (0, 1, 0, [3]),
+        (0, 1, 0, [3, 6]),
         (9, 1, 0, [1, 2, 3, 4, 5, 6]),
     ],
 )

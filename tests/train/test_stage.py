@@ -158,6 +158,14 @@ def test_auto_measures_a_chunk_and_says_so_in_the_log(folder, tmp_path):
     assert 20 < start["chunk_tokens"] < 4096
 
 
+@pytest.mark.parametrize("frozen", [("tower",), ("projector",)])
+def test_frozen_parts_in_half_precision_are_validated_as_they_are_trained(folder, tmp_path, frozen):
+    rows = Shards(str(folder / "rows"), name="rows")
+    check = Validate((rows,), every=1, limit=8)
+    small(folder, precision="bf16", freeze=frozen, validate=check).make(tmp_path, nowhere)
+    assert len([r for r in read_log(tmp_path / "log.jsonl") if r.get("event") == "evaluation"]) == 2
+
+
 def test_bf16_autocast_trains_float32_weights(folder, tmp_path):
     small(folder, precision="bf16").make(tmp_path, nowhere)
     weights = load_file(tmp_path / "model.safetensors")
