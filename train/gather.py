@@ -79,13 +79,16 @@ class Group:
         _all_gather(out, tensor.contiguous())
         return out.view(self.size, *tensor.shape)
 
-    def reduce(self, tensor: Tensor, to: int) -> Any:
-        """Begin the sum over ranks, in place at rank `to` (elsewhere what is left in `tensor` is undefined). Returns a
-        handle whose wait() ends it; None where there is nothing to wait for."""
+    def reduce_scatter(self, tensor: Tensor, into: Tensor) -> Any:
+        """Begin the sum over ranks of `tensor` (size * n, ...), of which the rows [rank * n, (rank + 1) * n) go into
+        `into` (n, ...), both contiguous. Returns a handle whose wait() ends it: until then neither may be touched, then
+        what is left in `tensor` is undefined. None where there is nothing to wait for."""
         if self.size == 1:
+            into.copy_(tensor)
             return None
-        self._note("reduce", tensor)
-        return dist.reduce(tensor, to, async_op=True)
+        self._note("reduce_scatter", tensor)
+        begin: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # renamed like the other
+        return begin(into, tensor, async_op=True)
 
     def deal(self, tensor: Tensor, counts: Sequence[int], come: Sequence[int]) -> Tensor:
         """Rows of `tensor` (sum(counts), ...): the first counts[0] go to rank 0, and so on; gives those that came, from
@@ -153,11 +156,12 @@ def gather_vectors(group: Group, entries: Sequence[Tensor], own: Tensor) -> Tens
         most = max(len(e) for e in entries)
         padded = own.new_zeros((most, *own.shape[1:]))
         padded[: len(own)] = own
-    rows = group.gather(padded)
-    out = own.new_empty((sum(len(e) for e in entries), *own.shape[1:]))
-    for theirs, where in zip(rows, entries, strict=True):
-        out[where.to(out.device)] = theirs[: len(where)]
-    return out
+    rows = group.gather(padded).flatten(0, 1)
+    held = torch.tensor([len(e) for e in entries])
+    skipped = torch.arange(group.size) * len(padded) - held.cumsum(0) + held  # rows of padding before each rank's
+    at = torch.empty(int(held.sum()), dtype=torch.int64)
+    at[torch.cat(list(entries)).cpu()] = torch.arange(len(at)) + skipped.repeat_interleave(held)
+    return rows[at.to(rows.device)]
 
 
 def bring(group: Group, share: Tensor, rows: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:

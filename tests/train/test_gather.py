@@ -14,6 +14,8 @@ DEALT = {
     "an empty rank": [[1, 2], [], [0, 3, 4]],
     "nothing but on one": [[], [2, 0, 1], []],
     "fewer entries than ranks": [[0], [], [], []],
+    "20 ranks": [list(range(r, 57, 20))[::-1] for r in range(20)],
+    "40 ranks, every third empty": [list(range(r, 57, 40)) if r % 3 else [] for r in range(40)],
 }
 
 

@@ -12,6 +12,7 @@ from omni2vec.data.relation import Relation
 from omni2vec.data.types import Clock, Example
 from omni2vec.train.gather import Group, bounds
 from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.sharded import pieces
 from omni2vec.train.objectives.types import Graded, Sharded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -76,6 +77,24 @@ def test_every_option_gives_the_loss_and_gradients_of_one_process(options: dict[
         check(InfoNCE(**options, tile=tile), relation, vectors(relation), size)
 
 
+@pytest.mark.parametrize("size", [20, 40])
+@pytest.mark.parametrize("both", [False, True])
+def test_many_ranks_give_the_loss_and_gradients_of_one_process(both: bool, size: int) -> None:
+    """More than there are strips; 40 are more than the rows, and the documents are no multiple of either."""
+    relation = Relation.of(mixed(), ["a", "b"])
+    for group in check(InfoNCE(both=both, mask_labels=True, tile=16), relation, vectors(relation), size):
+        assert group.calls == {"reduce_scatter": 16, "all_reduce": 3 if both else 1}
+
+
+@pytest.mark.parametrize("count", [0, 1, 39, 640, 641, 1279])
+@pytest.mark.parametrize("size", [2, 3, 20, 40])
+def test_strips_hold_every_document_once_and_an_even_number(size: int, count: int) -> None:
+    strips = pieces(count, Group(0, size))
+    assert len(strips) == 16
+    assert sorted(i for s in strips for i in s.tolist()) == list(range(count))
+    assert max(map(len, strips)) <= max(-(-(-(-count // size)) // 16) * size, 1)
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_documents_in_any_order_of_the_relation_get_their_own_gradients(both: bool) -> None:
     relation = Relation.of(mixed(), ["a", "b"])
@@ -111,13 +130,13 @@ def test_the_number_of_collectives_depends_on_the_ranks_alone(both: bool) -> Non
             for group in check(
                 InfoNCE(both=both, tile=tile), (r := Relation.of(examples, ["a", "b"])), vectors(r), size
             ):
-                assert group.calls == {"reduce": 16 // size * size, "all_reduce": 3 if both else 1}
+                assert group.calls == {"reduce_scatter": 16, "all_reduce": 3 if both else 1}
 
 
 def test_what_is_sent_is_the_gradient_by_documents_once_and_the_norms_of_columns() -> None:
     relation, dim = Relation.of(plain(64), ["a"]), 5
     for group in check(InfoNCE(both=True), relation, vectors(relation, dim), 4):
-        assert group.sent == {"reduce": 8 * 64 * dim, "all_reduce": 8 * (3 * 64 + 2)}
+        assert group.sent == {"reduce_scatter": 8 * 64 * dim, "all_reduce": 8 * (3 * 64 + 2)}
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])
@@ -167,8 +186,8 @@ def test_vectors_of_other_rows_are_refused_before_any_rank_waits() -> None:
 
 
 def test_processes_agree_with_one_and_each_other() -> None:
-    """Through torch.distributed: what threads cannot show, asynchronous reductions into buffers that are used again."""
+    """Through torch.distributed: what threads cannot show, asynchronous reductions from buffers that are used again."""
     for rank in run(Path(__file__).parent / "ranks_of_gather.py", 3):
         assert rank["differences"] and max(rank["differences"].values()) < 1e-12
         assert rank["gathered"] and rank["brought"]
-        assert rank["calls"] == {"reduce": 15, "all_reduce": 3}
+        assert rank["calls"] == {"reduce_scatter": 16, "all_reduce": 3}

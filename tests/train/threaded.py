@@ -26,9 +26,15 @@ class Table:
         self.barrier, self.slots = threading.Barrier(self.size, timeout=20), [None] * self.size
 
 
-class Done:
+@dataclass
+class Late:
+    """What arrives when it is waited for, and not before."""
+
+    found: Tensor
+    into: Tensor
+
     def wait(self) -> None:
-        pass
+        self.into.copy_(self.found)
 
 
 @dataclass
@@ -53,10 +59,13 @@ class Threaded(Group):
     def gather(self, tensor: Tensor) -> Tensor:
         return torch.stack(self._all("all_gather", tensor))
 
-    def reduce(self, tensor: Tensor, to: int) -> Any:
-        total = reduce(torch.add, self._all("reduce", tensor)).clone()
-        tensor.copy_(total if self.rank == to else total.fill_(float("nan")))  # elsewhere what is left is undefined
-        return Done()
+    def reduce_scatter(self, tensor: Tensor, into: Tensor) -> Any:
+        total = reduce(torch.add, self._all("reduce_scatter", tensor))
+        assert len(tensor) == self.size * len(into) and len(into)
+        found = total[self.rank * len(into) : (self.rank + 1) * len(into)].clone()
+        for undefined in (tensor, into):
+            undefined.fill_(float("nan"))
+        return Late(found, into)
 
     def deal(self, tensor: Tensor, counts: Sequence[int], come: Sequence[int]) -> Tensor:
         rows = self._all("all_to_all", tensor)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +91,7 @@ class InfoNCE:
         self,
         relation: Relation,
         rows: tuple[int, int] | None = None,
-        strips: Sequence[tuple[int, int]] | None = None,
+        strips: Sequence[np.ndarray] | None = None,
     ) -> Negatives:
         return Negatives.of(
             relation,

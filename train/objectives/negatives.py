@@ -23,9 +23,7 @@ class Block:
 
     rows: slice
     positives: slice  # documents that are right answers of these rows
-    positive_row: Tensor  # (p,) int64: row within the block of each of them
     own: slice  # given negatives that only these rows see
-    own_row: Tensor  # (o,)
     masked: (
         Tensor  # int64: flat indices into the block's (rows, columns) logits: right answers and the query's own Item
     )
@@ -33,11 +31,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Strip:
-    """n consecutive documents of the Relation in a new order: positives first, by query, then given negatives, by
-    query. C columns. Rows are counted from the first of the index; H of their right answers are among the columns."""
+    """n documents of the Relation in a new order: positives first, by query, then given negatives, by query. C columns.
+    Rows are counted from the first of the index; H of their right answers are among the columns."""
 
-    docs: slice  # which documents of the Relation
-    order: np.ndarray  # (n,) place in `docs` of each document in the new order
+    order: np.ndarray  # (n,) which documents of the Relation, in the new order
     owner: np.ndarray  # (n,) query of each, in the new order
     answers: slice  # its positives, which come first, as numbered among all positives of the batch
     columns: slice  # documents that other rows' queries see
@@ -62,7 +59,7 @@ class Strip:
 
     @property
     def in_order(self) -> bool:
-        """Whether the Relation's order is the strip's already."""
+        """Whether the strip is the Relation's first n documents in their order."""
         return bool((np.diff(self.order, prepend=-1) == 1).all())
 
     def blocks(self, tile: int) -> Iterator[Block]:
@@ -72,9 +69,8 @@ class Strip:
         parts = [slice(first, min(first + rows, queries)) for first in range(0, queries, rows)]
         ends = [self.rows.start, *(self.rows.start + p.stop for p in parts)]
         positives, own = (self._owned(docs, ends) for docs in (slice(0, self.positives), self.given))
-        for first, part, p, o in zip(ends, parts, positives, own, strict=False):
-            rows_of = [torch.from_numpy(self.owner[docs] - first) for docs in (p, o)]
-            yield Block(part, p, rows_of[0], o, rows_of[1], torch.from_numpy(self._masked(part)))
+        for part, p, o in zip(parts, positives, own, strict=True):
+            yield Block(part, p, o, torch.from_numpy(self._masked(part)))
 
     def _owned(self, docs: slice, ends: list[int]) -> list[slice]:
         at = [docs.start + int(i) for i in np.searchsorted(self.owner[docs], ends)]
@@ -86,16 +82,44 @@ class Strip:
         flat: np.ndarray = row[which] * self.width + self.by_id[place]
         return flat
 
-    def other(self, block: Block, device: torch.device) -> Tensor | None:
+
+@dataclass(frozen=True)
+class Placed:
+    """What a device needs of a strip whatever the block: sent there once, not for every block of every pass."""
+
+    strip: Strip
+    order: Tensor  # (n,) int64
+    row: Tensor  # (n,) int64: of each document's query, counted from the first of the index; of other rows, outside it
+    given_right: Tensor  # bool
+    label: tuple[Tensor, Tensor] | None  # class of each row (q,) and of each column (C,)
+    source: tuple[Tensor, Tensor] | None
+
+    @staticmethod
+    def of(strip: Strip, device: torch.device) -> Placed:
+        def kinds(index: np.ndarray | None) -> tuple[Tensor, Tensor] | None:
+            if index is None:
+                return None
+            return _to(index[strip.rows], device), _to(index[strip.owner[strip.columns]], device)
+
+        order, row, right = (
+            _to(x, device) for x in (strip.order, strip.owner - strip.rows.start, strip.given_right)
+        )
+        return Placed(strip, order, row, right, kinds(strip.label), kinds(strip.source))
+
+    def rows(self, block: Block, docs: slice) -> Tensor:
+        """Row within the block of each of `docs`, which are of the block's rows."""
+        return self.row[docs] - block.rows.start
+
+    def other(self, block: Block) -> Tensor | None:
         """(rows, C) bool: documents of other rows that the row's class or source rules out; None where nothing does."""
-        owner = self.owner[self.columns]
-        rows = self.rows.start + np.arange(block.rows.start, block.rows.stop)
         out: Tensor | None = None
         if self.label is not None:
-            mine, theirs, row, owners = (_to(x, device) for x in (self.label[rows], self.label[owner], rows, owner))
-            out = (mine[:, None] == theirs) & (row[:, None] != owners)
+            mine, theirs = self.label
+            row = torch.arange(block.rows.start, block.rows.stop, device=self.row.device)
+            out = (mine[block.rows, None] == theirs) & (row[:, None] != self.row[self.strip.columns])
         if self.source is not None:
-            foreign = _to(self.source[rows], device)[:, None] != _to(self.source[owner], device)
+            mine, theirs = self.source
+            foreign = mine[block.rows, None] != theirs
             out = foreign if out is None else out.logical_or_(foreign)
         return out
 
@@ -120,19 +144,19 @@ class Negatives:
         mask_labels: bool,
         across_sources: bool,
         rows: tuple[int, int] | None = None,
-        strips: Sequence[tuple[int, int]] | None = None,
+        strips: Sequence[np.ndarray] | None = None,
     ) -> Negatives:
-        """rows: the queries [a, b) whose negatives are wanted, by default all. strips: documents [a, b) of each, one
-        after the other, by default one strip of all."""
+        """rows: the queries [a, b) whose negatives are wanted, by default all. strips: documents (n,) of each, all
+        together each once, by default one strip of all."""
         r = relation.to("cpu")
         source, owner = r.query_source.numpy(), r.owner.numpy()
         ids = _Ids.of(r, slice(*(rows or (0, len(source)))))
         label = _classes(r.query_label.numpy()) if mask_labels else None
         apart = None if across_sources or bool((source == source[:1]).all()) else source
         found: list[Strip] = []
-        for docs in strips or [(0, len(owner))]:
+        for docs in strips or [np.arange(len(owner))]:
             number = found[-1].answers.stop if found else 0
-            found.append(_strip(r, ids, slice(*docs), number, shared, in_batch, label, apart))
+            found.append(_strip(r, ids, docs, number, shared, in_batch, label, apart))
         of = np.concatenate([s.owner[: s.positives] for s in found])
         per_query = np.bincount(of, minlength=len(source))
         mine = np.flatnonzero((of >= ids.rows.start) & (of < ids.rows.stop))
@@ -165,7 +189,7 @@ class _Ids:
 def _strip(
     r: Relation,
     ids: _Ids,
-    docs: slice,
+    docs: np.ndarray,
     number: int,
     shared: bool,
     in_batch: bool,
@@ -175,8 +199,9 @@ def _strip(
     """number: of its first positive."""
     positive, owner = r.positive.numpy()[docs], r.owner.numpy()[docs]
     by_owner = np.argsort(owner, kind="stable")
-    order = np.concatenate([by_owner[positive[by_owner]], by_owner[~positive[by_owner]]])
-    owner, doc = owner[order], ids.doc[docs][order]
+    place = np.concatenate([by_owner[positive[by_owner]], by_owner[~positive[by_owner]]])
+    order, owner = docs[place], owner[place]
+    doc = ids.doc[order]
     positives, all_ = int(positive.sum()), len(order)
     columns = slice(0 if in_batch else positives, all_ if shared else positives)
     given = slice(all_ if shared else positives, all_)
@@ -188,7 +213,6 @@ def _strip(
     own = ids.query[ids.rows] * ids.items
     hit_from, hit_to = (before[np.searchsorted(ids.right, first)] for first in (own, own + ids.items))
     return Strip(
-        docs=docs,
         order=order,
         owner=owner,
         answers=slice(number, number + positives),

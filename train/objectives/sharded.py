@@ -1,10 +1,10 @@
 """InfoNCE whose rows the ranks of a group divide among them: beyond the gathered vectors a rank holds 1/W of the rest.
 
-A rank computes the logits of its own queries against the documents of one rank after the other, twice: for the norms,
-then for the gradients. What it finds of a rank's documents is summed at that rank while the next ones are computed, so
-that no rank ever holds a gradient by all documents. The collectives depend on the number of ranks alone: about 16 of
-gradients (one a rank where ranks are more), one of the loss, and two of O(P) numbers for the norms of columns where
-both directions count.
+A rank computes the logits of its own queries against all documents, a strip at a time, twice: for the norms, then for
+the gradients. A strip holds a piece of every rank's share of the documents, so that one reduce-scatter takes what was
+found of each to the rank it belongs to while the next strip is computed, and no rank ever holds a gradient by all
+documents. There are 16 strips however many ranks: collectives are 16 of gradients, one of the loss, and two of O(P)
+numbers for the norms of columns where both directions count.
 """
 
 from __future__ import annotations
@@ -12,35 +12,47 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..gather import Group, bounds
-from .negatives import Negatives, Strip
-from .tiles import Norms, Part, Pulls, Rows, Sums, in_place
+from .negatives import Negatives, Placed
+from .tiles import Norms, Part, Pulls, Rows, Sums
 from .types import Graded
 
-_STRIPS = 16  # about as many in all: a block has to be wide enough for a matrix product to be worth its start
+_STRIPS = 16  # a block has to be wide enough for a matrix product to be worth its start, and three fit beside a share
 
 
 def graded(query: Tensor, docs: Tensor, scale: Tensor, index: Negatives, tile: int, both: bool, group: Group) -> Graded:
     """query (Q, D), docs (N, D), scale (1,) of one floating type, equal on all ranks, without gradients. index: of this
     rank's even share of the queries, with the strips that `pieces` names."""
     rows = Rows(query[index.rows], scale, index, tile, True)
-    norms = rows.norms((Part.of(strip, docs) for strip in index.strips), both)
+    strips = [Placed.of(strip, docs.device) for strip in index.strips]
+    most = group.size * max(b - a for a, b in _cuts(len(docs), group))
+    buffers = [docs.new_zeros((most, docs.shape[1])) for _ in range(2)]  # no NaN: padding is summed, though not read
+    norms = rows.norms((Part.of(strip, docs, buffers[0]) for strip in strips), both)
     if both:
         norms = _of_all_rows(norms, group)
-    d_docs = _home(rows, norms.pulls(), docs, index.strips, group).mul_(scale)
+    d_docs = _home(rows, norms.pulls(), docs, strips, buffers, group).mul_(scale)
+    del buffers
     d_query, d_scale = rows.gradients()
     loss, d_scale = group.sum_(torch.stack([norms.loss(), d_scale]))
     return Graded(loss, index.count, d_query, d_docs, d_scale.reshape(scale.shape))
 
 
-def pieces(docs: int, group: Group) -> list[tuple[int, int]]:
-    """The documents [a, b) of each strip: every rank's even share of `docs`, cut where ranks are few. Shares are large
-    then, and a rank works with two buffers and a copy of a strip's size beside its own share."""
-    cuts = max(1, _STRIPS // group.size)
-    return [(a + i, a + j) for a, b in bounds(docs, group.size) for i, j in bounds(b - a, cuts)]
+def pieces(docs: int, group: Group) -> list[np.ndarray]:
+    """The documents of each strip: of every rank's even share of `docs` the same rows, as far as it has them."""
+    shares = np.array(bounds(docs, group.size))
+    found = [shares[:, :1] + np.arange(a, b) for a, b in _cuts(docs, group)]
+    return [of_rank[of_rank < shares[:, 1:]] for of_rank in found]
+
+
+def _cuts(docs: int, group: Group) -> list[tuple[int, int]]:
+    """Rows [a, b) of a share that are in each strip. Never none, since a message must not be empty; of a share that is
+    shorter than the longest, the last strip lacks a row."""
+    longest = -(-docs // group.size)
+    return bounds(max(longest, _STRIPS), _STRIPS)
 
 
 def _of_all_rows(norms: Norms, group: Group) -> Norms:
@@ -52,31 +64,27 @@ def _of_all_rows(norms: Norms, group: Group) -> Norms:
     return replace(norms, column=Sums(top, total), positive=positive)
 
 
-def _home(rows: Rows, pulls: Pulls, docs: Tensor, strips: tuple[Strip, ...], group: Group) -> Tensor:
-    """The gradient by this rank's documents, summed over the rows of all ranks. Those of the others go to them through
-    two buffers: one is filled while the other is on its way."""
+def _home(
+    rows: Rows, pulls: Pulls, docs: Tensor, strips: list[Placed], buffers: list[Tensor], group: Group
+) -> Tensor:
+    """The gradient by this rank's documents, summed over the rows of all ranks. A buffer holds a strip's documents, then
+    their gradients in equal blocks, one a rank, on their way while the other buffer is in use."""
     first, last = group.share(len(docs))
-    cuts, width = len(strips) // group.size, docs.shape[1]
-    most = max(1, *(strip.docs.stop - strip.docs.start for strip in strips))
-    kept = docs.new_zeros((last - first, width))
-    buffers: list[Tensor] = []
-    sent: list[Any] = []
-    coming: list[Any] = []
-    for i, strip in enumerate(strips):
-        size, rank = strip.docs.stop - strip.docs.start, i // cuts
-        if rank == group.rank and size:
-            into = kept[strip.docs.start - first : strip.docs.stop - first]
-        else:
-            if len(buffers) < 2:
-                buffers.append(docs.new_empty((most, width)))
-            else:
-                sent[-2].wait()
-            into = buffers[len(sent) % 2][: max(size, 1)].zero_()  # never an empty message
-        rows.push(Part.of(strip, docs), pulls, into[:size])
-        (coming if rank == group.rank and size else sent).append(group.reduce(into, rank))
-    for handle in (*sent[-2:], *coming):
+    cuts = _cuts(len(docs), group)
+    starts = np.array([a for a, _ in bounds(len(docs), group.size)])
+    kept = docs.new_empty((cuts[-1][1], docs.shape[1]))
+    found = torch.empty_like(buffers[0])
+    handles: list[Any] = []
+    for i, (strip, (a, b)) in enumerate(zip(strips, cuts, strict=True)):
+        if i > 1:
+            handles[i - 2].wait()
+        buffer, d_docs = buffers[i % 2], found[: len(strip.order)].zero_()
+        rows.push(Part.of(strip, docs, buffer), pulls, d_docs)
+        order = strip.strip.order
+        rank = np.searchsorted(starts, order, side="right") - 1
+        place = torch.from_numpy(order - starts[rank] - a + rank * (b - a)).to(docs.device)
+        blocks = buffer[: group.size * (b - a)].index_copy_(0, place, d_docs)
+        handles.append(group.reduce_scatter(blocks, kept[a:b]))
+    for handle in handles[-2:]:
         handle.wait()
-    for strip in strips[cuts * group.rank : cuts * (group.rank + 1)]:
-        own = kept[strip.docs.start - first : strip.docs.stop - first]
-        own.copy_(in_place(strip, own))
-    return kept
+    return kept[: last - first]

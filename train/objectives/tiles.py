@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .negatives import Block, Negatives, Strip
+from .negatives import Block, Negatives, Placed
 
 LN2 = log(2.0)
 
@@ -50,7 +50,7 @@ class _Tiled(torch.autograd.Function):
 
 def value(query: Tensor, docs: Tensor, scale: Tensor, negatives: Negatives, tile: int, both: bool) -> Tensor:
     """The loss, ()."""
-    part, rows = Part.of(negatives.strips[0], docs), Rows(query, scale, negatives, tile, False)
+    part, rows = Part.of(Placed.of(negatives.strips[0], docs.device), docs), Rows(query, scale, negatives, tile, False)
     return rows.norms([part], True).loss() if both else rows.one_way(part, docs)
 
 
@@ -58,7 +58,7 @@ def with_gradients(
     query: Tensor, docs: Tensor, scale: Tensor, negatives: Negatives, tile: int, both: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss and its gradients by query, docs and scale, without a graph."""
-    part, rows = Part.of(negatives.strips[0], docs), Rows(query, scale, negatives, tile, True)
+    part, rows = Part.of(Placed.of(negatives.strips[0], docs.device), docs), Rows(query, scale, negatives, tile, True)
     d_docs = torch.zeros_like(docs)
     if both:
         # In the second direction each positive document looks for its query among all queries. A query's documents
@@ -68,33 +68,32 @@ def with_gradients(
         loss = norms.loss()
     else:
         loss = rows.one_way(part, d_docs)
+    index = part.index
     del part  # with its copy of the documents, before others are made
     d_query, d_scale = rows.gradients()
-    return loss, d_query, in_place(negatives.strips[0], d_docs).mul_(scale), d_scale.reshape(scale.shape)
+    if not index.strip.in_order:
+        d_docs = torch.empty_like(d_docs).index_copy_(0, index.order, d_docs)
+    return loss, d_query, d_docs.mul_(scale), d_scale.reshape(scale.shape)
 
 
 @dataclass(frozen=True)
 class Part:
     """The documents of one strip: (n, D) in its order, and the columns among them."""
 
-    strip: Strip
+    index: Placed
     docs: Tensor
     columns: Tensor
-    given_right: Tensor
 
     @staticmethod
-    def of(strip: Strip, docs: Tensor) -> Part:
-        """docs (N, D), as in the Relation; a copy of the strip's only where its order is another."""
-        own = docs[strip.docs]
-        own = own if strip.in_order else own[torch.from_numpy(strip.order).to(docs.device)]
-        return Part(strip, own, own[strip.columns], torch.from_numpy(strip.given_right).to(docs.device))
-
-
-def in_place(strip: Strip, d_docs: Tensor) -> Tensor:
-    """Rows in the strip's order -> in the Relation's."""
-    if strip.in_order:
-        return d_docs
-    return torch.empty_like(d_docs).index_copy_(0, torch.from_numpy(strip.order).to(d_docs.device), d_docs)
+    def of(index: Placed, docs: Tensor, into: Tensor | None = None) -> Part:
+        """docs (N, D), as in the Relation. Copied to the first rows of `into`, where given; else only where the strip's
+        order is another."""
+        own = docs
+        if into is not None:
+            own = torch.index_select(docs, 0, index.order, out=into[: len(index.order)])
+        elif not index.strip.in_order:
+            own = docs[index.order]
+        return Part(index, own, own[index.strip.columns])
 
 
 @dataclass(frozen=True)
@@ -193,14 +192,14 @@ class Rows:
     def one_way(self, part: Part, d_docs: Tensor) -> Tensor:
         """The loss and, in the same pass, both gradients, where one strip holds all negatives."""
         loss = self.query.new_zeros(())
-        for block in part.strip.blocks(self.tile):
+        for block in part.index.strip.blocks(self.tile):
             query = self.query[block.rows] * self.scale2
             logits = self._logits(part, block, query)
             top = self._highest(logits)
             total = logits.sub_(top[:, None]).exp2_().sum(1)
             own = self._own(part, block, query)
-            norm = self._with_own(block, top + total.log2(), own)
-            row = block.positive_row.to(self.device)
+            norm = self._with_own(part, block, top + total.log2(), own)
+            row = part.index.rows(block, block.positives)
             gap = (norm[row] - _dots(query, row, part.docs[block.positives])) * LN2
             share = self.share[block.positives]
             loss += (_softplus(gap) * share).sum()
@@ -217,18 +216,18 @@ class Rows:
         positive = self.query.new_zeros(len(index.share))
         row, column = (self._sums(n) for n in (len(self.query), len(positive) if both else 0))
         for part in parts:
-            answers = part.strip.answers
-            for block in part.strip.blocks(self.tile):
+            answers = part.index.strip.answers
+            for block in part.index.strip.blocks(self.tile):
                 query = self.query[block.rows] * self.scale2
                 logits = self._logits(part, block, query)
                 if both:
-                    self._columns(logits[:, : part.strip.positives], column[answers])
+                    self._columns(logits[:, : part.index.strip.positives], column[answers])
                 highest = self._highest(logits)
                 row[block.rows].add(highest, logits.sub_(highest[:, None]).exp2_().sum(1))
                 own = self._own(part, block, query)
                 if len(own):
-                    row[block.rows].add(*self._own_sums(block, highest, own))
-                dots = _dots(query, block.positive_row.to(self.device), part.docs[block.positives])
+                    row[block.rows].add(*self._own_sums(part, block, highest, own))
+                dots = _dots(query, part.index.rows(block, block.positives), part.docs[block.positives])
                 positive[answers][block.positives] = dots
         mine = torch.from_numpy(index.mine).to(self.device)
         row_of = torch.from_numpy(index.answer_owner[index.mine] - index.rows.start).to(self.device)
@@ -244,13 +243,13 @@ class Rows:
 
     def push(self, part: Part, pulls: Pulls, d_docs: Tensor) -> None:
         """Adds the gradient of these rows by the queries and by the strip's documents, `d_docs` (n, D) in its order."""
-        answers = part.strip.answers
-        for block in part.strip.blocks(self.tile):
+        answers = part.index.strip.answers
+        for block in part.index.strip.blocks(self.tile):
             query = self.query[block.rows] * self.scale2
             logits = self._logits(part, block, query)
             second = None
             if pulls.by_column is not None:
-                of_positives = logits[:, : part.strip.positives]
+                of_positives = logits[:, : part.index.strip.positives]
                 second = torch.sub(of_positives, pulls.by_column[answers], out=self._buffer(1, *of_positives.shape))
             logits.sub_((pulls.top if second is None else pulls.by_row)[block.rows, None]).exp2_()
             if second is not None:
@@ -269,10 +268,10 @@ class Rows:
 
     def _logits(self, part: Part, block: Block, query: Tensor) -> Tensor:
         """(rows, C), -inf where the document is no negative of the row."""
-        out = self._buffer(0, len(query), part.strip.width)
+        out = self._buffer(0, len(query), part.index.strip.width)
         torch.mm(query, part.columns.T, out=out)
         out.view(-1).index_fill_(0, block.masked.to(self.device, non_blocking=True), float("-inf"))
-        other = part.strip.other(block, self.device)
+        other = part.index.other(block)
         return out if other is None else out.masked_fill_(other, float("-inf"))
 
     def _highest(self, logits: Tensor) -> Tensor:
@@ -283,23 +282,23 @@ class Rows:
 
     def _own(self, part: Part, block: Block, query: Tensor) -> Tensor:
         """Logits of the given negatives that only these rows see; -inf where one is a right answer after all."""
-        if not len(block.own_row):
+        if block.own.start == block.own.stop:
             return query.new_empty(0)
-        start = part.strip.given.start
-        right = part.given_right[block.own.start - start : block.own.stop - start]
-        dots = _dots(query, block.own_row.to(self.device), part.docs[block.own])
+        start = part.index.strip.given.start
+        right = part.index.given_right[block.own.start - start : block.own.stop - start]
+        dots = _dots(query, part.index.rows(block, block.own), part.docs[block.own])
         return dots.masked_fill_(right, float("-inf"))
 
-    def _own_sums(self, block: Block, like: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    def _own_sums(self, part: Part, block: Block, like: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
         """Top and total of each row's own negatives."""
-        row = block.own_row.to(self.device)
+        row = part.index.rows(block, block.own)
         top = torch.full_like(like, self.lowest).scatter_reduce_(0, row, own, "amax")
         return top, torch.zeros_like(like).index_add_(0, row, (own - top[row]).exp2_())
 
-    def _with_own(self, block: Block, norm: Tensor, own: Tensor) -> Tensor:
+    def _with_own(self, part: Part, block: Block, norm: Tensor, own: Tensor) -> Tensor:
         if not len(own):
             return norm
-        top, total = self._own_sums(block, norm, own)
+        top, total = self._own_sums(part, block, norm, own)
         return torch.logaddexp2(norm, top + total.log2())
 
     def _dense(self, part: Part, block: Block, weights: Tensor, by_row: Tensor | None, d_docs: Tensor) -> None:
@@ -310,13 +309,13 @@ class Rows:
         else:
             into.addcmul_(torch.mm(weights, part.columns), by_row[:, None])
             query = query * by_row[:, None]
-        d_docs[part.strip.columns].addmm_(weights.T, query)
+        d_docs[part.index.strip.columns].addmm_(weights.T, query)
 
     def _pairs(self, part: Part, block: Block, pull: Tensor, own: Tensor, by_row: Tensor, d_docs: Tensor) -> None:
         """Adds the gradient at the positives, `pull`, and at the negatives that only their owner sees."""
-        pairs = [(block.positives, block.positive_row.to(self.device), -pull)]
+        pairs = [(block.positives, part.index.rows(block, block.positives), -pull)]
         if len(own):
-            row = block.own_row.to(self.device)
+            row = part.index.rows(block, block.own)
             pairs.append((block.own, row, (own - by_row[row]).exp2_()))
         for docs, of, weight in pairs:
             self.d_query[block.rows].index_add_(0, of, part.docs[docs] * weight[:, None])
