@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..model.types import Inputs
 from .gather import Group
-from .offload import offloading as offloading
+from .offload import of_weight
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -30,12 +30,16 @@ class Footprint:
 
 
 def saved_bytes(engine: Engine, inputs: Inputs, checkpointing: bool) -> int:
-    """Bytes of distinct storages that a chunk's graph holds, weights and inputs apart."""
+    """Bytes of distinct storages that a chunk's graph holds, weights and inputs apart.
+
+    Where weights are sharded, what is made of one (gathered, cast) is not shared by chunks, and counts.
+    """
     engine.checkpointing(checkpointing)
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and tensor.grad_fn is not None and not _cast_weight(tensor):
+        shared = isinstance(tensor, nn.Parameter) if engine.sharded else of_weight(tensor)
+        if tensor.grad_fn is not None and not shared:
             storage = tensor.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
@@ -45,12 +49,6 @@ def saved_bytes(engine: Engine, inputs: Inputs, checkpointing: bool) -> int:
     held = sum(seen.values())
     del encoded
     return held
-
-
-def _cast_weight(tensor: Tensor) -> bool:
-    """Whether autocast made it from a parameter: held once a pass, not once a chunk."""
-    inputs = [f for f, _ in tensor.grad_fn.next_functions if f is not None] if tensor.grad_fn is not None else []
-    return len(inputs) == 1 and type(inputs[0]).__name__ == "AccumulateGrad"
 
 
 def measure(engine: Engine, inputs: Inputs) -> Footprint:

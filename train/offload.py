@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 _SMALL = 1 << 14  # bytes: below this a copy to the host costs more than it frees
+_VIEWS = {  # nodes of what lies in its input's memory
+    f"{name}Backward{i}"
+    for name in "T Transpose Permute View ReshapeAlias UnsafeView Alias Expand Unsqueeze Squeeze Select Slice".split()
+    for i in (0, 1)
+}
 _AHEAD = 2  # tensors on their way back before the backward pass asks: one is copied while one is used
 
 
@@ -17,7 +22,8 @@ _AHEAD = 2  # tensors on their way back before the backward pass asks: one is co
 def offloading(on: bool, device: torch.device) -> Iterator[None]:
     """Tensors that the graph saves meanwhile go to the host and come back when they are needed.
 
-    Weights stay: they are saved by reference. On a CPU there is nowhere else to go, and nothing happens.
+    Weights, and autocast's copies of them, stay: they are saved by reference. On a CPU there is nowhere else to go,
+    and nothing happens.
     """
     if not on or device.type != "cuda":
         yield
@@ -26,6 +32,22 @@ def offloading(on: bool, device: torch.device) -> Iterator[None]:
     with torch.autograd.graph.saved_tensors_hooks(shelf.pack, shelf.unpack):
         yield
     shelf.last = None
+
+
+def of_weight(tensor: Tensor) -> bool:
+    """Whether it is a weight, a view of one, or (a view of) the copy that autocast made of one: no chunk's own memory.
+
+    Autocast keeps its copy of a parameter for a whole pass, so that all chunks save the same. It casts a view, such as
+    one expert's weights, anew each time: that, and whatever is computed from a weight, is the chunk's.
+    """
+    if isinstance(tensor, nn.Parameter):
+        return True
+    node = tensor.grad_fn
+    while node is not None and type(node).__name__ in _VIEWS:
+        node = node.next_functions[0][0]
+    if node is not None and type(node).__name__ == "ToCopyBackward0":
+        node = node.next_functions[0][0]
+    return type(node).__name__ == "AccumulateGrad" and isinstance(getattr(node, "variable", None), nn.Parameter)
 
 
 @dataclass
@@ -50,7 +72,7 @@ class Shelf:
     def pack(self, tensor: Tensor) -> Tensor | Saved:
         """What the graph holds instead. No view of the tensor may stay: it would keep all of its memory."""
         moves = tensor.device.type == self.device.type and tensor.grad_fn is not None and tensor.nbytes >= _SMALL
-        if not moves or isinstance(tensor, nn.Parameter):
+        if not moves or of_weight(tensor):
             return tensor
         if self.side is None:
             host = tensor.detach().clone()

@@ -9,7 +9,7 @@ from omni2vec.model.lora import Lora, attach
 from omni2vec.train.engine import Local
 from omni2vec.train.gather import Group
 from omni2vec.train.memory import Footprint, _container_bytes, allot, kept_bytes, measure, saved_bytes
-from omni2vec.train.offload import Saved, Shelf
+from omni2vec.train.offload import Saved, Shelf, of_weight
 from omni2vec.train.optim import AdamW
 from omni2vec.train.probe import NoRoomError, probe, settle
 from omni2vec.train.trouble import is_out_of_memory
@@ -158,6 +158,47 @@ def test_what_is_saved_last_comes_back_first_and_brings_the_two_before_it():
     assert shelf.pack(weight) is weight
     small = (weight * 2)[0]
     assert shelf.pack(small) is small
+
+
+def saved_by(work):
+    found = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: found.append(t) or t, lambda t: t):
+        work()
+    return found
+
+
+def test_a_weight_that_autocast_casts_is_told_from_what_is_computed_from_it():
+    linear, norm = torch.nn.Linear(64, 96), torch.nn.Parameter(torch.ones(64))
+    x = torch.randn(2, 4, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        shapes = {tuple(t.shape): of_weight(t) for t in saved_by(lambda: linear(x * 2))}
+        assert shapes == {(8, 64): False, (96, 64): True} or shapes == {(8, 64): False, (64, 96): True}
+        again = [t for t in saved_by(lambda: linear.weight[:8] @ x[0].t()) if t.shape == (8, 64)]
+        assert [of_weight(t) for t in again] == [False]  # a view is cast anew in every chunk
+    assert of_weight(linear.weight) and of_weight(linear.weight.t()) and of_weight(norm[None].expand(4, 64))
+    assert not of_weight(linear.weight * 2) and not of_weight(x) and not of_weight(x.to(torch.float64))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_bytes_of_an_autocast_chunk_do_not_hold_the_weights(checkpointing):
+    model = tiny().train()
+    inputs = inputs_of(model, 2)  # so few tokens that the weights would be most of it
+    whole, half = (saved_bytes(Local(model, AdamW(), p), inputs, checkpointing) for p in ("fp32", "bf16"))
+    assert half < 0.7 * whole
+
+
+def test_a_cast_weight_stays_on_the_device():
+    linear, shelf = torch.nn.Linear(256, 256), Shelf(CPU)
+    x = torch.randn(64, 256, requires_grad=True) * 1
+    packed = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(shelf.pack(t)) or packed[-1], shelf.unpack),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        out = linear(x)
+    assert sorted(type(s).__name__ for s in packed) == ["Saved", "Tensor"]
+    out.sum().backward()
+    assert linear.weight.grad is not None
 
 
 def hungry(model, room):
