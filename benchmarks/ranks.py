@@ -214,12 +214,13 @@ def _rounded(mib: dict[str, float]) -> dict[str, float]:
 class Collectives:
     """Counts what is asked of torch.distributed, whoever asks: calls and bytes of the first operand, by kind."""
 
-    KINDS = ("all_reduce", "reduce", "reduce_scatter_tensor", "all_gather_into_tensor", "all_to_all_single")
+    KINDS = ("all_reduce", "reduce", "reduce_scatter_single", "reduce_scatter_tensor", "all_gather_into_tensor",
+             "all_to_all_single")  # fmt: skip
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
-        for kind in self.KINDS:
+        for kind in (k for k in self.KINDS if hasattr(dist, k)):
             setattr(dist, kind, self._counting(kind, getattr(dist, kind)))
 
     def _counting(self, kind: str, call: Any) -> Any:

@@ -87,7 +87,7 @@ class Group:
             into.copy_(tensor)
             return None
         self._note("reduce_scatter", tensor)
-        begin: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # renamed like the other
+        begin: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # renamed in 2.14 too
         return begin(into, tensor, async_op=True)
 
     def deal(self, tensor: Tensor, counts: Sequence[int], come: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ DEALT = {
     "nothing but on one": [[], [2, 0, 1], []],
     "fewer entries than ranks": [[0], [], [], []],
     "20 ranks": [list(range(r, 57, 20))[::-1] for r in range(20)],
-    "40 ranks, every third empty": [list(range(r, 57, 40)) if r % 3 else [] for r in range(40)],
+    "40 ranks, every third empty": [list(range(r - r // 3 - 1, 57, 26)) if r % 3 else [] for r in range(40)],
 }
 
 

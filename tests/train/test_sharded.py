@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_strips_hold_every_document_once_and_an_even_number(size: int, count: in
     strips = pieces(count, Group(0, size))
     assert len(strips) == 16
     assert sorted(i for s in strips for i in s.tolist()) == list(range(count))
-    assert max(map(len, strips)) <= max(-(-(-(-count // size)) // 16) * size, 1)
+    assert max(map(len, strips)) <= size * ceil(ceil(count / size) / 16)
 
 
 @pytest.mark.parametrize("both", [False, True])

@@ -101,14 +101,13 @@ class Placed:
                 return None
             return _to(index[strip.rows], device), _to(index[strip.owner[strip.columns]], device)
 
-        order, row, right = (
-            _to(x, device) for x in (strip.order, strip.owner - strip.rows.start, strip.given_right)
-        )
+        order, row, right = (_to(x, device) for x in (strip.order, strip.owner - strip.rows.start, strip.given_right))
         return Placed(strip, order, row, right, kinds(strip.label), kinds(strip.source))
 
     def rows(self, block: Block, docs: slice) -> Tensor:
         """Row within the block of each of `docs`, which are of the block's rows."""
-        return self.row[docs] - block.rows.start
+        row: Tensor = self.row[docs] - block.rows.start
+        return row
 
     def other(self, block: Block) -> Tensor | None:
         """(rows, C) bool: documents of other rows that the row's class or source rules out; None where nothing does."""

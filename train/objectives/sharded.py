@@ -64,11 +64,9 @@ def _of_all_rows(norms: Norms, group: Group) -> Norms:
     return replace(norms, column=Sums(top, total), positive=positive)
 
 
-def _home(
-    rows: Rows, pulls: Pulls, docs: Tensor, strips: list[Placed], buffers: list[Tensor], group: Group
-) -> Tensor:
-    """The gradient by this rank's documents, summed over the rows of all ranks. A buffer holds a strip's documents, then
-    their gradients in equal blocks, one a rank, on their way while the other buffer is in use."""
+def _home(rows: Rows, pulls: Pulls, docs: Tensor, strips: list[Placed], buffers: list[Tensor], group: Group) -> Tensor:
+    """The gradient by this rank's documents, summed over the rows of all ranks. A buffer holds a strip's documents,
+    then their gradients in equal blocks, one a rank, on their way while the other buffer is in use."""
     first, last = group.share(len(docs))
     cuts = _cuts(len(docs), group)
     starts = np.array([a for a, _ in bounds(len(docs), group.size)])
