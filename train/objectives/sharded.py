@@ -3,7 +3,7 @@
 A rank computes the logits of its own queries against all documents, a strip at a time, twice: for the norms, then for
 the gradients. A strip holds a piece of every rank's share of the documents, so that one reduce-scatter takes what was
 found of each to the rank it belongs to while the next strip is computed, and no rank ever holds a gradient by all
-documents. There are 16 strips however many ranks: collectives are 16 of gradients, one of the loss, and two of O(P)
+documents. There are 20 strips however many ranks: collectives are 20 of gradients, one of the loss, and two of O(P)
 numbers for the norms of columns where both directions count.
 """
 
@@ -21,7 +21,7 @@ from .negatives import Negatives, Placed
 from .tiles import Norms, Part, Pulls, Rows, Sums
 from .types import Graded
 
-_STRIPS = 16  # a block has to be wide enough for a matrix product to be worth its start, and three fit beside a share
+_STRIPS = 20  # wide enough for a matrix product to be worth its start; a rank holds four beside its share
 
 
 def graded(query: Tensor, docs: Tensor, scale: Tensor, index: Negatives, tile: int, both: bool, group: Group) -> Graded:
@@ -30,12 +30,12 @@ def graded(query: Tensor, docs: Tensor, scale: Tensor, index: Negatives, tile: i
     rows = Rows(query[index.rows], scale, index, tile, True)
     strips = [Placed.of(strip, docs.device) for strip in index.strips]
     most = group.size * max(b - a for a, b in _cuts(len(docs), group))
-    buffers = [docs.new_zeros((most, docs.shape[1])) for _ in range(2)]  # no NaN: padding is summed, though not read
-    norms = rows.norms((Part.of(strip, docs, buffers[0]) for strip in strips), both)
+    room = docs.new_empty((most, docs.shape[1]))
+    norms = rows.norms((Part.of(strip, docs, room) for strip in strips), both)
     if both:
         norms = _of_all_rows(norms, group)
-    d_docs = _home(rows, norms.pulls(), docs, strips, buffers, group).mul_(scale)
-    del buffers
+    d_docs = _home(rows, norms.pulls(), docs, strips, room, group).mul_(scale)
+    del room
     d_query, d_scale = rows.gradients()
     loss, d_scale = group.sum_(torch.stack([norms.loss(), d_scale]))
     return Graded(loss, index.count, d_query, d_docs, d_scale.reshape(scale.shape))
@@ -64,25 +64,24 @@ def _of_all_rows(norms: Norms, group: Group) -> Norms:
     return replace(norms, column=Sums(top, total), positive=positive)
 
 
-def _home(rows: Rows, pulls: Pulls, docs: Tensor, strips: list[Placed], buffers: list[Tensor], group: Group) -> Tensor:
-    """The gradient by this rank's documents, summed over the rows of all ranks. A buffer holds a strip's documents,
-    then their gradients in equal blocks, one a rank, on their way while the other buffer is in use."""
+def _home(rows: Rows, pulls: Pulls, docs: Tensor, strips: list[Placed], room: Tensor, group: Group) -> Tensor:
+    """The gradient by this rank's documents, summed over the rows of all ranks. room: for a strip's documents. A strip
+    is on its way, as equal blocks of the ranks, while the next one is computed."""
     first, last = group.share(len(docs))
     cuts = _cuts(len(docs), group)
     starts = np.array([a for a, _ in bounds(len(docs), group.size)])
     kept = docs.new_empty((cuts[-1][1], docs.shape[1]))
-    found = torch.empty_like(buffers[0])
-    handles: list[Any] = []
-    for i, (strip, (a, b)) in enumerate(zip(strips, cuts, strict=True)):
-        if i > 1:
-            handles[i - 2].wait()
-        buffer, d_docs = buffers[i % 2], found[: len(strip.order)].zero_()
-        rows.push(Part.of(strip, docs, buffer), pulls, d_docs)
+    found, blocks = torch.empty_like(room), torch.zeros_like(room)  # no NaN: padding is summed, though nobody reads it
+    under_way: list[Any] = []  # one at most, and forgotten once it is there: gloo's keep a copy of what they send
+    for strip, (a, b) in zip(strips, cuts, strict=True):
+        d_docs = found[: len(strip.order)].zero_()
+        rows.push(Part.of(strip, docs, room), pulls, d_docs)
         order = strip.strip.order
         rank = np.searchsorted(starts, order, side="right") - 1
         place = torch.from_numpy(order - starts[rank] - a + rank * (b - a)).to(docs.device)
-        blocks = buffer[: group.size * (b - a)].index_copy_(0, place, d_docs)
-        handles.append(group.reduce_scatter(blocks, kept[a:b]))
-    for handle in handles[-2:]:
-        handle.wait()
+        if under_way:
+            under_way.pop().wait()
+        to_ranks = blocks[: group.size * (b - a)].index_copy_(0, place, d_docs)
+        under_way.append(group.reduce_scatter(to_ranks, kept[a:b]))
+    under_way.pop().wait()
     return kept[: last - first]
