@@ -25,6 +25,7 @@ PACKAGES = ("torch", "transformers", "deepspeed")  # that must be the same on ev
 POLL_S = 0.2
 SHOWN = 20  # differences that are told
 JOIN_S = 900.0  # a cluster may start the tasks of one step minutes apart
+TRY_S = 5.0  # of one try to connect
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,21 @@ def joined(place: Place, serve: bool = False) -> Board:
     """The board where the processes of `place` meet; `serve`: by this process."""
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-    wait = timedelta(seconds=JOIN_S)
-    try:
-        store = TCPStore(place.address, place.port, None, serve, wait, wait_for_workers=False)
-    except DistError as error:
-        what = "serve" if serve else "reach"
-        raise RecipeError(
-            f"rank {place.rank} on host {platform.node()} cannot {what} {place.address}:{place.port}, where the ranks "
-            f"meet ({str(error).splitlines()[0]}). Is the name right, the port free and no firewall between?"
-        ) from None
-    return Board(store)
+    end = time.monotonic() + JOIN_S
+    while True:  # a try at a time: a signal is only heard between them
+        try:
+            wait = timedelta(seconds=JOIN_S if serve else TRY_S)
+            store = TCPStore(place.address, place.port, None, serve, wait, wait_for_workers=False)
+        except DistError as error:
+            if not serve and time.monotonic() < end:
+                continue
+            what = "serve" if serve else "reach"
+            raise RecipeError(
+                f"rank {place.rank} on host {platform.node()} cannot {what} {place.address}:{place.port}, where the "
+                f"ranks meet ({str(error).splitlines()[0]}). Is the name right, the port free and no firewall between?"
+            ) from None
+        store.set_timeout(timedelta(seconds=JOIN_S))
+        return Board(store)
 
 
 # ---- whether all ranks stand on the same ground

@@ -105,3 +105,18 @@ def test_a_launchers_own_command_makes_the_whole_recipe(launcher, tmp_path):
     assert done.stdout.count("[2/2] add: done in") == 1
     assert json.loads((tmp_path / "add" / "sum.json").read_text())["sum"] == 45
     assert (tmp_path / "logs" / "add" / "rank-1.log").read_text().startswith("rank 1 of 2 from step 0")
+
+
+def test_a_process_that_waits_for_the_first_one_hears_a_signal(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]  # nobody listens there
+    env = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-m", "omni2vec", "run", str(GROUP), "--into", str(tmp_path)]
+    waiting = subprocess.Popen(command, env={**env, "MASTER_PORT": str(port)}, stderr=subprocess.PIPE)
+    time.sleep(6)
+    waiting.send_signal(signal.SIGTERM)
+    try:
+        assert waiting.wait(20) == 130
+    finally:
+        waiting.kill()
