@@ -21,7 +21,7 @@ from .negatives import Negatives, Placed
 from .tiles import Norms, Part, Pulls, Rows, Sums
 from .types import Graded
 
-_STRIPS = 20  # wide enough for a matrix product to be worth its start; a rank holds three beside its share, and gloo a copy
+_STRIPS = 20  # wide enough for a matrix product to be worth its start; a rank holds three, gloo a copy of one
 
 
 def graded(query: Tensor, docs: Tensor, scale: Tensor, index: Negatives, tile: int, both: bool, group: Group) -> Graded:
