@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,12 @@ from ..model.embedder import Embedder
 from ..model.flops import counter as rows_counter
 from ..model.types import Inputs
 from . import resume
-from .cost import held, widest
+from .cost import Coming, coming, widest
 from .engine import Engine
 from .guard import wished
 from .loss import local_terms
-from .memory import CAP, Footprint, agreed, allot, budgets, kept_bytes, measure
-from .probe import settle
+from .memory import CAP, Footprint, agreed, allot, budgets, kept_bytes
+from .probe import Trial, footprint, settle
 from .resume import State
 from .step import Memory, callables
 
@@ -48,30 +49,42 @@ def where_from(stage: Stage, engine: Engine, out: Path, where: Where, base: str)
     return state
 
 
-def _measured(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State) -> State:
+def _measured(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State, fewer: int = 0) -> State:
     """Tokens a chunk, and what kept graphs may take, from the bytes that the first batch's longest rows are seen to
-    keep. Equal on all ranks: what the poorest of them can afford."""
-    device, fixed = engine.device, stage.chunk_tokens
-    plan = loader.plan(0)
-    longest = max(c.tokens for c in plan.costs)
+    keep. Equal on all ranks: what the poorest of them can afford. fewer: tokens to measure at most; 0: no such wish."""
+    device, fixed, ranks = engine.device, stage.chunk_tokens, engine.group.size
+    longest = max(c.tokens for c in loader.plan(0).costs)
     tokens = int(fixed) if fixed != "auto" else max(CAP.get(device.type, 4096), longest)
-    if stage.memory != "auto" and fixed != "auto":
-        return replace(state, memory=stage.memory, chunk_tokens=tokens, ranks=engine.group.size)
-    loader.budget = max(2 * longest, 1024) if fixed == "auto" else tokens
-    footprint = measure(engine, loader.again(loader.plan(0), 0))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", engine.group.size))
-    footprint, budget, host = agreed(engine.group, device, footprint, *budgets(device, stage.memory_gb, local))
+    whole = fixed == "auto" or stage.memory in ("auto", "all")
+    # Twice the longest item is enough to tell, but for what is held once a chunk: there the chunk itself.
+    seen = tokens if fixed != "auto" and stage.memory == "all" else min(tokens, max(2 * longest, 1024))
+    seen = max(longest, min(seen, fewer or seen))
+
+    def chunk(count: int) -> Inputs:
+        loader.budget = count
+        return loader.again(loader.plan(0), 0)
+
+    found = footprint(engine, chunk, seen, longest, whole, stage.name)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    more = _coming(stage, engine, state)
+    own = budgets(device, stage.memory_gb, local, more.on_device, more.on_host)
+    found, budget, host = agreed(engine.group, device, found, *own)
     # A chunk is recomputed with all its activations, whatever the plan: a quarter of the budget.
     if fixed == "auto":
-        tokens = max(longest, min(tokens, int(budget / 4 / max(footprint.all, 1.0))))
+        tokens = max(longest, min(tokens, int(budget / 4 / max(found.all, 1.0))))
     return replace(
         state,
         memory=stage.memory,
         chunk_tokens=tokens,
-        ranks=engine.group.size,
-        footprint=(footprint.all, footprint.boundaries),
+        ranks=ranks,
+        footprint=(found.all, found.boundaries),
         budgets=(budget - budget // 4, host),
     )
+
+
+def _coming(stage: Stage, engine: Engine, state: State) -> Coming:
+    trained = sum(getattr(p, "ds_numel", p.numel()) for p in engine.embedder.parameters() if p.requires_grad)
+    return coming(trained, stage.precision, stage.zero, engine.group.size, bool(state.step))
 
 
 def memories(state: State, plan: Plan, engine: Engine) -> tuple[Memory, ...]:
@@ -83,24 +96,56 @@ def memories(state: State, plan: Plan, engine: Engine) -> tuple[Memory, ...]:
 
 
 def _probed(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State) -> State:
-    """The state, with the chunk budget halved until the longest chunk of the next step goes through on every rank."""
+    """The state with which the chunks of the next step go through on every rank: first fewer graphs are kept between
+    the passes, then the chunk budget is halved."""
+    longest = max(c.tokens for c in loader.plan(state.step).costs)
+    more = _coming(stage, engine, state)
 
-    def chunk(tokens: int) -> Inputs:
+    def offers(tokens: int) -> Iterator[tuple[State, list[Trial]]]:
         loader.budget = tokens
         plan = loader.plan(state.step)
-        wide = widest(plan)
-        return loader.again(plan, wide.index(max(wide)))
+        before = set()
+        for offered in demoted(state, tokens <= longest):
+            plans = memories(offered, plan, engine)
+            if (offered.memory, plans) not in before:
+                before.add((offered.memory, plans))
+                told = trials(plans, widest(plan), offered, more)
+                yield offered, [Trial(partial(loader.again, plan, i), runs, r, graph) for i, runs, r, graph in told]
 
-    plan, terms = loader.plan(state.step), callables(local_terms(stage.bounds()))
-    longest = max(c.tokens for c in plan.costs)
-    # Whatever the plan, a chunk's backward pass has its activations, beside what the other chunks keep.
-    kept = kept_bytes(Footprint(*state.footprint), widest(plan), memories(state, plan, engine))[0]
-    if not state.step:  # moments are made by the first update
-        trained = sum(getattr(p, "ds_numel", p.numel()) for p in engine.embedder.parameters() if p.requires_grad)
-        found = held(trained, 0, stage.precision, stage.zero, engine.group.size)
-        kept += found.moments if not found.on_host else 0
-    tokens, _ = settle(engine, state.chunk_tokens, longest, chunk, "boundaries", terms, kept, stage.name)
-    return replace(state, chunk_tokens=tokens)
+    terms = callables(local_terms(stage.bounds()))
+    tokens, settled, _ = settle(engine, state.chunk_tokens, longest, offers, terms, stage.name)
+    return replace(settled, chunk_tokens=tokens)
+
+
+def demoted(state: State, last: bool = False) -> Iterator[State]:
+    """The state, then, under "auto", with ever fewer bytes for kept graphs. last: no smaller chunk can be tried, so
+    that in the end no chunk runs with its whole graph."""
+    yield state
+    if state.memory == "auto":
+        budget, host = state.budgets
+        for less in (budget // 2, budget // 4, 0):
+            yield replace(state, budgets=(less, host))
+        if last:
+            yield replace(state, memory="vectors")
+
+
+def trials(
+    plans: Sequence[Memory], tokens: Sequence[int], state: State, more: Coming
+) -> Iterator[tuple[int, Memory, int, int]]:
+    """(chunk, memory, reserve, graph) of the longest chunk under each memory plan, as fields of a Trial. Pure.
+
+    Beside a chunk in its backward pass the device holds what the others keep and the moments; beside one that shares
+    no whole graph's cast weights, these twice.
+    """
+    found = Footprint(*state.footprint)
+    kept = kept_bytes(found, tokens, plans)[0]
+    for plan in dict.fromkeys(plans):
+        i = max((i for i, p in enumerate(plans) if p == plan), key=lambda i: tokens[i])
+        runs: Memory = "all" if plan == "vectors" and state.memory == "auto" else plan  # see cached_step's `plain`
+        reserve = kept - kept_bytes(found, tokens[i : i + 1], [plan])[0] + more.moments
+        reserve += more.casts if plan != "all" and "all" in plans else 0
+        graph = kept_bytes(found, tokens[i : i + 1], [runs])[0] + more.gradient
+        yield i, runs, max(reserve, 0), graph
 
 
 def counter(embedder: Embedder) -> Callable[[Inputs], float] | None:

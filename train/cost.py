@@ -44,6 +44,35 @@ def held(trained: int, frozen_bytes: int, precision: Precision, zero: Zero | Non
     return Held(weights, gradient, moments, on_host)
 
 
+@dataclass(frozen=True)
+class Coming:
+    """What a rank that has loaded its weights will hold besides, in bytes. moments: made by the first update; casts:
+    autocast's copies of the trained weights, during a pass; on_host: those of the moments that are the host's."""
+
+    gradient: int
+    moments: int
+    casts: int
+    on_host: int = 0
+
+    @property
+    def on_device(self) -> int:
+        return self.gradient + self.moments + self.casts
+
+
+def coming(trained: int, precision: Precision, zero: Zero | None, ranks: int, begun: bool = False) -> Coming:
+    """trained: parameters; begun: updates were done, so that the moments are there.
+
+    DeepSpeed's float32 copies are made with its engine, the moments by its first update, as torch's are.
+    """
+    stage = zero.used if zero is not None else 0
+    whole = held(trained, 0, precision, zero, ranks)
+    copies = -(-trained * 4 // ranks) if stage else 0
+    moments = 0 if begun else max(whole.moments - copies, 0)
+    casts = trained * 2 if precision in ("bf16", "fp16") and stage < 3 else 0
+    offloaded = zero is not None and zero.offload_optimizer
+    return Coming(whole.gradient, 0 if offloaded else moments, casts, moments if offloaded else 0)
+
+
 def widest(plan: Plan) -> list[int]:
     """Tokens of the i-th chunk on the rank that has most in it: by these all ranks allot memory alike."""
     return [max(of_rank[i].tokens for of_rank in plan.ranks) for i in range(len(plan.chunks))]

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 _SMALL = 1 << 14  # bytes: below this a copy to the host costs more than it frees
 _VIEWS = {  # nodes of what lies in its input's memory
     f"{name}Backward{i}"
-    for name in "T Transpose Permute View ReshapeAlias UnsafeView Alias Expand Unsqueeze Squeeze Select Slice".split()
+    for name in (
+        *("T", "Transpose", "Permute", "View", "ReshapeAlias", "UnsafeView", "Alias", "Expand"),
+        *("Unsqueeze", "Squeeze", "Select", "Slice"),
+    )
     for i in (0, 1)
 }
 _AHEAD = 2  # tensors on their way back before the backward pass asks: one is copied while one is used

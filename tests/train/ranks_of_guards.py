@@ -14,7 +14,7 @@ from omni2vec.train.engine import Local
 from omni2vec.train.gather import Group
 from omni2vec.train.memory import Footprint, agreed
 from omni2vec.train.optim import AdamW
-from omni2vec.train.probe import settle
+from omni2vec.train.probe import Trial, settle
 from omni2vec.train.trouble import agree, blame
 from omni2vec.train.watchdog import Watchdog
 
@@ -90,7 +90,11 @@ def settled(group):
             tried.append(tokens)
             return batches.again(batches.plan(0), 0)
 
-        tokens, found = settle(engine, 200, longest, chunk, "boundaries")
+        def offers(tokens):
+            inputs = chunk(tokens)
+            return [("boundaries", [Trial(lambda: inputs, "boundaries")])]
+
+        tokens, _, found = settle(engine, 200, longest, offers)
     gone = all(p.grad is None for p in model.parameters())
     return {"tokens": tokens, "tried": tried, "fits": found.fits, "gone": gone}
 

@@ -8,7 +8,7 @@ from omni2vec.data.shards import write_shards
 from omni2vec.data.types import Example, Item
 from omni2vec.model.lora import Lora, attach
 from omni2vec.train.begin import counter
-from omni2vec.train.cost import Held, held, ranging, spoken, widest
+from omni2vec.train.cost import Coming, Held, coming, held, ranging, spoken, widest
 from omni2vec.train.engine import Local
 from omni2vec.train.optim import AdamW
 from omni2vec.train.preview import estimates
@@ -55,6 +55,25 @@ def test_what_is_foretold_is_what_the_engine_holds(precision, lora):
 def test_zero_divides_what_its_stage_divides(zero, expected):
     assert held(1000, 500, "fp32", zero, 4) == expected
     assert expected.on_device == expected.weights + expected.gradient + expected.moments - expected.on_host
+
+
+@pytest.mark.parametrize(
+    ("precision", "zero", "begun", "expected"),
+    [
+        ("fp32", None, False, Coming(4000, 8000, 0)),
+        ("bf16", None, False, Coming(4000, 8000, 2000)),
+        ("bf16", None, True, Coming(4000, 0, 2000)),
+        ("bf16-true", None, False, Coming(2000, 4000, 0)),
+        ("bf16", Zero(stage=2), False, Coming(4000, 2000, 2000)),  # its float32 weights are there already
+        ("bf16-true", Zero(stage=2), False, Coming(2000, 2000, 0)),
+        ("bf16", Zero(stage=3), False, Coming(4000, 2000, 0)),
+        ("bf16", Zero(stage=3, offload_optimizer=True), False, Coming(4000, 0, 0, 2000)),
+        ("bf16", Zero(stage=3, offload_optimizer=True), True, Coming(4000, 0, 0)),
+    ],
+)
+def test_what_is_still_to_come_is_what_no_engine_holds_at_its_start(precision, zero, begun, expected):
+    assert coming(1000, precision, zero, 4, begun) == expected
+    assert expected.on_device == expected.gradient + expected.moments + expected.casts
 
 
 def test_a_gradient_reduced_once_a_chunk_needs_its_share_and_a_bucket():

@@ -1,17 +1,21 @@
 """What a graph keeps is measured, and the plan that fits a budget is chosen."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from omni2vec.data.types import Prompted
 from omni2vec.model.lora import Lora, attach
+from omni2vec.train.begin import demoted, trials
+from omni2vec.train.cost import Coming
 from omni2vec.train.engine import Local
 from omni2vec.train.gather import Group
-from omni2vec.train.memory import Footprint, _container_bytes, allot, kept_bytes, measure, saved_bytes
+from omni2vec.train.memory import Footprint, _container_bytes, allot, budgets, kept_bytes, measure, saved_bytes
 from omni2vec.train.offload import Saved, Shelf, of_weight
 from omni2vec.train.optim import AdamW
-from omni2vec.train.probe import NoRoomError, probe, settle
+from omni2vec.train.probe import NoRoomError, Trial, footprint, probe, settle
+from omni2vec.train.resume import State
 from omni2vec.train.trouble import is_out_of_memory
 from torch.utils.checkpoint import checkpoint
 
@@ -230,16 +234,122 @@ def test_a_probe_sees_at_least_the_gradient_and_the_graph():
     assert peak > 0.5 * kept  # freed pages of before are used again, so that not all of it is new
 
 
+class Sharded(Local):
+    lockstep = True
+
+
+class Two(Group):
+    """A rank of two whose other always says what it says."""
+
+    def max_(self, tensor):
+        return tensor
+
+
+def offers_of(chunk, memory="boundaries"):
+    return lambda tokens: [(memory, [Trial(lambda: chunk(tokens), memory)])]
+
+
 def test_a_chunk_that_does_not_fit_is_halved_until_it_does():
     model = tiny().train()
     counts = {tokens: inputs_of(model, n) for tokens, n in ((400, 12), (200, 8), (100, 1))}
     hungry(model, len(counts[200].ids) - 1)
     engine = Local(model, AdamW())
     assert not probe(engine, counts[200], "boundaries").fits
-    assert settle(engine, 400, 100, counts.__getitem__, "boundaries")[0] == 100
+    assert settle(engine, 400, 100, offers_of(counts.__getitem__))[0] == 100
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(ValueError, match="out of memory with chunk_tokens=400, which the longest item"):
-        settle(engine, 400, 400, counts.__getitem__, "boundaries")
+        settle(engine, 400, 400, offers_of(counts.__getitem__))
+
+
+def test_plans_that_keep_less_are_tried_before_smaller_chunks():
+    model = tiny().train()
+    engine, inputs, asked = Local(model, AdamW()), inputs_of(model, 2), []
+
+    def offers(tokens):
+        for plan, reserve in (("all", 3 << 60), ("boundaries", 2 << 58), ("vectors", 0 if tokens <= 200 else 1 << 58)):
+            asked.append((tokens, plan))
+            yield plan, [Trial(lambda: inputs, "all"), Trial(lambda: inputs, plan, reserve)]
+
+    tokens, plan, found = settle(engine, 400, 100, offers)
+    assert (tokens, plan, found.fits) == (200, "vectors", True)
+    assert asked == [(t, p) for t in (400, 200) for p in ("all", "boundaries", "vectors")]
+
+
+def test_a_reserve_without_room_is_told_to_all_even_where_forwards_hold_collectives():
+    model = tiny().train()
+    engine, inputs = Sharded(model, AdamW()), inputs_of(model, 2)
+    engine.group = Two(0, 2)
+    for short in (Trial(lambda: inputs, "all", 1 << 60), Trial(lambda: inputs, "all", 0, 1 << 60)):
+        plans = [("all", [short]), ("vectors", [])]
+        assert settle(engine, 400, 100, lambda _, plans=plans: plans)[:2] == (400, "vectors")
+
+
+def test_what_is_tried_is_how_the_chunk_will_run_beside_what_the_others_keep():
+    more = Coming(gradient=7, moments=1000, casts=50)
+    state = State(memory="auto", footprint=(10.0, 1.0))
+    tokens, plans = (100, 90, 80, 70), ("all", "boundaries", "vectors", "vectors")
+    assert list(trials(plans, tokens, state, more)) == [
+        (0, "all", 90 + 1000, 1000 + 7),
+        (1, "boundaries", 1000 + 1000 + 50, 90 + 7),
+        (2, "all", 1000 + 90 + 1000 + 50, 800 + 7),  # replayed with its whole graph
+    ]
+    fixed = replace(state, memory="vectors")
+    assert list(trials(("vectors",) * 2, tokens[:2], fixed, more)) == [(0, "vectors", 1000, 7)]
+    fixed = replace(state, memory="all")
+    assert list(trials(("all",) * 2, tokens[:2], fixed, more)) == [(0, "all", 900 + 1000, 1000 + 7)]
+
+
+def test_kept_graphs_are_given_up_before_whole_ones():
+    state = State(memory="auto", budgets=(800, 5))
+    assert [s.budgets for s in demoted(state)] == [(800, 5), (400, 5), (200, 5), (0, 5)]
+    assert [s.memory for s in demoted(state, last=True)] == ["auto"] * 4 + ["vectors"]
+    assert list(demoted(replace(state, memory="all"), last=True)) == [replace(state, memory="all")]
+
+
+def checkpointed(model):
+    return any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+
+
+def test_what_has_no_room_is_measured_with_fewer_tokens_and_then_with_checkpointing():
+    model = tiny().train()
+    engine, asked = Local(model, AdamW()), []
+    counts = {400: inputs_of(model, 8), 100: inputs_of(model, 1)}
+
+    def chunk(tokens):
+        asked.append(tokens)
+        return counts[tokens]
+
+    right = measure(engine, counts[100])
+    hungry(model, len(counts[400].ids) - 1)
+    assert footprint(engine, chunk, 400, 100) == right
+    assert asked == [400, 100]
+    model.register_forward_pre_hook(lambda m, _: None if checkpointed(m) else torch.empty(1 << 60, dtype=torch.uint8))
+    found = footprint(engine, chunk, 400, 100)
+    assert found.boundaries == right.boundaries
+    assert found.all >= right.all  # a multiple that is on the safe side
+    hungry(model, 0)
+    with pytest.raises(ValueError, match="stage 'fit': out of memory with chunk_tokens=100, which the longest item"):
+        footprint(engine, chunk, 400, 100, stage="fit")
+
+
+def test_where_nobody_can_be_told_measuring_begins_again_with_the_longest_item_checkpointed():
+    model = tiny().train()
+    engine, inputs = Sharded(model, AdamW()), inputs_of(model, 1)
+    engine.group = Two(0, 2)
+    model.register_forward_pre_hook(lambda m, _: None if checkpointed(m) else torch.empty(1 << 60, dtype=torch.uint8))
+    with pytest.raises(NoRoomError) as found:
+        footprint(engine, lambda _: inputs, 400, 100)
+    assert found.value.tokens == 100
+    assert footprint(engine, lambda _: inputs, found.value.tokens, 100).boundaries > 0
+
+
+@pytest.mark.parametrize("gb", [0.0, 2.0])
+def test_a_budget_is_half_of_what_nothing_else_will_need(monkeypatch, gb):
+    monkeypatch.setattr("omni2vec.train.memory.free_bytes", lambda device: 1000 if device.type == "cpu" else 600)
+    given = int(gb * 2**30)
+    assert budgets(CPU, gb, 2, 100, 60) == (given or 170, 0)
+    assert budgets(CUDA, gb, 2, 100, 60) == (given or 250, 220)
+    assert budgets(CUDA, gb, 2, 700, 600) == (given, 0)
 
 
 def test_another_error_is_raised_as_it_is():
@@ -250,17 +360,14 @@ def test_another_error_is_raised_as_it_is():
 
 
 def test_where_forwards_hold_collectives_the_rank_without_room_leaves_with_what_to_try_next():
-    class Sharded(Local):
-        lockstep = True
-
     model = tiny().train()
     inputs = inputs_of(model)
     hungry(model, len(inputs.ids) - 1)
     engine = Sharded(model, AdamW(), group=Group(0, 1))
     with pytest.raises(ValueError, match="which the longest item"):  # one rank has nobody to tell
-        settle(engine, 200, 200, lambda _: inputs, "boundaries")
-    engine.group = Group(0, 2)
+        settle(engine, 200, 200, offers_of(lambda _: inputs))
+    engine.group = Two(0, 2)
     with pytest.raises(NoRoomError) as found:
-        settle(engine, 400, 150, lambda _: inputs, "boundaries")
+        settle(engine, 400, 150, offers_of(lambda _: inputs))
     assert found.value.tokens == 200
     assert is_out_of_memory(found.value)
