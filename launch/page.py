@@ -22,6 +22,7 @@ _RECENT = 50  # steps that the time split is the mean of
 _EVENTS = 6
 _CALM = {
     "start",
+    "chunks keep",
     "evaluation",
     "saved",
     "checkpoint",

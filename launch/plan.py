@@ -9,7 +9,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..data.types import DataError
 from .graph import Recipe
 from .run import Folder, Standing, survey
 from .words import spell
@@ -65,7 +64,7 @@ def _below(standing: Standing, folder: Folder, ranks: int) -> Iterator[Renderabl
     try:
         parallel = getattr(type(standing.step), "parallel", False)
         facts: Mapping[str, str] = estimate(folder, ranks) if parallel else estimate(folder)
-    except (DataError, OSError) as error:
+    except (ValueError, OSError) as error:
         yield Text(
             f"  known once {', '.join(waits)} is done" if waits else f"  {error}", style="dim" if waits else "red"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -14,5 +15,7 @@ def quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading weights, too: noise in a log
+    # transformers imports DeepSpeed wherever it is installed, and it then says that it sees no accelerator.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.filename != "real_accelerator.py")
     for speaker in SPEAKERS:
         warnings.filterwarnings("ignore", category=FutureWarning, module=speaker)

@@ -151,7 +151,7 @@ class _Training:
         clock = Clock(plan.step, plan.step / stage.steps, stage.seed)
         memory = memories(self.state, plan, engine)
         if plan.step == self.first:  # how many chunks keep what
-            self.journal.say("memory", dict(Counter(memory)), plan.step)
+            self.journal.say("chunks keep", dict(Counter(memory)), plan.step)
         try:
             done = cached_step(
                 engine, plan, chunks, bounds, clock, memory, self.loader.again, watch=self.section, count=self.count,
@@ -188,8 +188,8 @@ class _Training:
             self.saver.wait()
         if flags["asked"] and not last and not state.stopped:
             self.saver.save(state, background=False)
-            self.journal.say("asked to end", {"signal": self.signals.asked or "on another rank"})
-            raise Restart(f"asked to end; saved at step {state.step}")
+            self.journal.say("asked to end", {"by": self.signals.asked or "another rank", "saved": state.step})
+            raise Restart(f"asked to end; saved behind step {state.step}")
         if state.step % stage.save_every == 0 or better:
             self.saver.wait()
             if self.saved and self.group.rank == 0:  # a wish of the last start is in a state that is whole

@@ -256,15 +256,15 @@ def _begin_wandb(settings: Wandb, folder: Path, stage: str, record: Mapping[str,
         return wandb.init(
             project=settings.project,
             entity=settings.entity or None,
-            name=settings.name or f"{run}/{stage}".rstrip("/"),
-            group=settings.group or run,
-            tags=list(settings.tags),
+            name=without_secrets(settings.name) or f"{run}/{stage}".rstrip("/"),
+            group=without_secrets(settings.group) or run,
+            tags=without_secrets(list(settings.tags)),
             mode=settings.mode or None,
             dir=str(folder),
             id=identity,
             resume="allow",
             config=without_secrets(config),
-            settings=wandb.Settings(save_code=False, disable_git=True, x_disable_meta=True, console="off"),
+            settings=wandb.Settings(save_code=False, disable_git=True, x_disable_meta=True, console="off", silent=True),
         )
     except wandb.Error as error:
         why = " ".join(without_secrets(str(error)).split())

@@ -248,6 +248,8 @@ class Stage:
         """What it will take on each of `ranks` ranks, for `omni2vec plan`."""
         from .preview import estimates
 
+        if self.zero is not None and self.zero.used:
+            self.zero.config(self.precision, self.clip)  # what contradicts is said before anything runs
         return estimates(self, where, ranks)
 
     def preview(self, step: int, where: Where) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,14 @@ from .precision import Precision
 Stage = Literal[0, 1, 2, 3]
 Reduce = Literal["step", "chunk"]
 
+# Of its top level, what people set: a key that is nearly one of these is a slip, and DeepSpeed would say nothing.
+_KEYS = (
+    "activation_checkpointing", "aio", "bf16", "communication_data_type", "comms_logger", "data_types",
+    "flops_profiler", "fp16", "gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor",
+    "optimizer", "prescale_gradients", "scheduler", "steps_per_print", "torch_autocast", "train_batch_size",
+    "train_micro_batch_size_per_gpu", "wall_clock_breakdown", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer", "zero_optimization",
+)  # fmt: skip
 _AUTO = "auto"  # what other trainers fill in; so do we
 
 
@@ -129,7 +138,11 @@ def _table(config: Mapping[str, Any], key: str, path: str) -> dict[str, Any]:
 
 
 def _refuse(theirs: Mapping[str, Any], path: str) -> None:
-    """Sections that would take over what the stage decides."""
+    """Sections that would take over what the stage decides, and slips."""
+    for key in theirs:
+        near = difflib.get_close_matches(key, _KEYS, 1, 0.8)
+        if near and key not in _KEYS:
+            raise ValueError(f"{path}: no setting is called {key}; did you mean {near[0]}?")
     for key, instead in (
         ("optimizer", "the stage's optimizer=AdamW(...)"),
         ("scheduler", "the stage's optimizer=AdamW(schedule=...)"),
@@ -175,7 +188,7 @@ def _contradictions(
     ):
         mine = ours["zero_optimization"].get(key)
         if asked and table.get(key, _AUTO) not in (_AUTO, mine):
-            yield f"zero_optimization.{key}", table[key], mine, "Zero(...)"
+            yield f"zero_optimization.{key}", table[key], mine, f"the stage's Zero(); leave {key} out of one of them"
     for key, asked in (("offload_optimizer", zero.offload_optimizer), ("offload_param", zero.offload_parameters)):
         if asked and table.get(key, {}).get("device", "cpu") != "cpu":
             yield f"zero_optimization.{key}.device", table[key]["device"], "'cpu'", "Zero(...)"

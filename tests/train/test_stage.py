@@ -152,7 +152,7 @@ def test_memory_plans_train_alike(folder, tmp_path, memory):
 def test_auto_measures_a_chunk_and_says_so_in_the_log(folder, tmp_path):
     small(folder, chunk_tokens="auto", memory="auto", memory_gb=0.008).make(tmp_path, nowhere)
     start, memory = (
-        next(r for r in read_log(tmp_path / "log.jsonl") if r.get("event") == name) for name in ("start", "memory")
+        next(r for r in read_log(tmp_path / "log.jsonl") if r.get("event") == name) for name in ("start", "chunks keep")
     )
     assert {"boundaries", "vectors"} & memory.keys()  # 8 MiB do not hold all activations of a batch
     assert 20 < start["chunk_tokens"] < 4096
