@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -131,7 +132,7 @@ def run(
     at.mkdir(parents=True, exist_ok=True)
     # One step of several runs of the same recipe: as many jobs of a cluster may be at work in one folder.
     with nullcontext() if only else locked(at / "run.lock", say):
-        _remove(recipe, folder, redo, say)
+        _remove(_stale(recipe, redo, only), folder, say)
         standings = survey(recipe, folder)
         _refuse_changed(standings, at)
         chosen = _chosen(standings, only, at)
@@ -157,21 +158,49 @@ def _chosen(standings: Sequence[Standing], only: str, at: Path) -> Sequence[Stan
     return [by_name[only]]
 
 
-def _remove(recipe: Recipe, folder: Folder, redo: Sequence[str], say: Say) -> None:
-    """Removes the steps in `redo` and every step that stands on one of them."""
+def _stale(recipe: Recipe, redo: Sequence[str], only: str) -> list[Step]:
+    """The steps in `redo` and every step that stands on one of them."""
     names = [s.name for s in recipe.steps]
     for name in redo:
         if name not in names:
             raise RecipeError(f"--redo {name}: no such step.{closest(name, names)} The steps are {', '.join(names)}.")
-    stale: set[str] = set()
+        if only and name != only:
+            raise RecipeError(
+                f"--redo {name} with --only {only}: nothing would make {name} anew. Make it first: --only {name} "
+                f"--redo {name}; or leave --only away."
+            )
+    stale: list[Step] = []
     for step in recipe.steps:
-        if step.name in redo or any(s.name in stale for s in needs(step)):
-            stale.add(step.name)
+        if step.name in redo or any(s in stale for s in needs(step)):
+            stale.append(step)
+    return stale
+
+
+def _remove(stale: Sequence[Step], folder: Folder, say: Say) -> None:
+    """Removes steps. Raises RecipeError, and removes nothing, where another run is making one of them."""
+    with ExitStack() as held:
+        for step in stale:
+            lock = folder.path / f"{step.name}.lock"
+            try:
+                held.enter_context(locked(lock, say))
+            except RecipeError as error:
+                raise RecipeError(f"{_made_by(step.name, lock)}; nothing is removed. {error}") from None
+        for step in stale:
             for path in (folder(step), folder.partial(step)):
                 if path.exists():
                     say(f"removing {path}")
                     shutil.rmtree(path)
             folder.started(step).unlink(missing_ok=True)
+        for step in stale:
+            (folder.path / f"{step.name}.lock").unlink(missing_ok=True)
+
+
+def _made_by(name: str, lock: Path) -> str:
+    try:
+        holder = json.loads(lock.read_text())
+        return f"{name} is being made by process {holder['pid']} on host {holder['host']}"
+    except (OSError, ValueError, KeyError):
+        return f"{name} is being made by another run"
 
 
 def _refuse_changed(standings: Sequence[Standing], at: Path) -> None:
@@ -241,7 +270,7 @@ def spoken(seconds: float) -> str:
 
 
 def put(path: Path, value: Mapping[str, Any]) -> None:
-    """JSON, written aside and renamed."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    """JSON, written aside and renamed. Processes of several hosts may write at once, with one number."""
+    aside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.new")
     aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     aside.replace(path)

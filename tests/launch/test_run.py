@@ -118,6 +118,30 @@ def test_redo_of_an_unknown_step_lists_the_steps(toy, tmp_path):
         made(toy, tmp_path, redo=["trian"])
 
 
+def test_redo_of_a_step_that_another_run_is_making_is_refused(toy, tmp_path):
+    made(toy, tmp_path, "steps=400", only="numbers")
+    process = start(toy, tmp_path, "steps=400", "slow_s=0.05", "--only", "train")
+    wait_for(lambda: len(log_of(tmp_path / "train.partial")) >= 1)
+    try:
+        for redo in ("train", "numbers"):  # train stands on numbers
+            for only in ("", redo):
+                with pytest.raises(RecipeError, match=rf"train is being made by process {process.pid} on host "):
+                    made(toy, tmp_path, "steps=2", redo=[redo], only=only)
+        assert (tmp_path / "numbers").exists() and (tmp_path / "train.partial").exists() and process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
+    assert made(toy, tmp_path, "steps=2", redo=["train"], only="train")
+    assert not (tmp_path / "train.lock").exists() and not (tmp_path / "report.lock").exists()
+
+
+def test_redo_of_another_step_than_the_one_that_is_made_is_refused(toy, tmp_path):
+    made(toy, tmp_path)
+    with pytest.raises(RecipeError, match="--redo train with --only report: nothing would make train anew"):
+        made(toy, tmp_path, redo=["train"], only="report")
+    assert (tmp_path / "train").exists()
+
+
 def test_a_changed_outside_file_stops_the_run(toy, tmp_path):
     file = tmp_path / "lines.txt"
     file.write_text("one\n")
