@@ -41,7 +41,7 @@ def where_from(stage: Stage, engine: Engine, out: Path, where: Where, base: str)
     )
     with stage.loader(engine.embedder, where, state.chunk_tokens or 1 << 40, replace(state), group) as loader:
         if not state.chunk_tokens or state.ranks not in (0, group.size):  # elsewhere, other things fit
-            state = _measured(stage, engine, loader, state)
+            state = _measured(stage, engine, loader, state, int(wish.get("chunk_tokens", 0)))
         if fewer := int(wish.get("chunk_tokens", 0)):
             state = replace(state, chunk_tokens=min(state.chunk_tokens, fewer))
         if state.step < stage.steps and not state.stopped:
