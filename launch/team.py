@@ -8,13 +8,14 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..data.types import Step
+from ..data.types import DataError, Step
 from ..train.guard import WISH, Restart
 from .board import opened
 from .place import Place, environment
@@ -73,11 +74,12 @@ class Here:
         return self.wanted or max(1, gpus)
 
     def make(self, step: Step, partial: Path, folder: Folder) -> None:
-        """Makes a parallel step. Raises RankError, or Restart where we were told to stop."""
+        """Makes a parallel step. Raises RankError, RecipeError on bad input, or Restart where we were told to stop."""
         used = 0
         if self.size == 1:
             try:
-                return step.make(partial, folder)
+                with _one_line():
+                    return step.make(partial, folder)
             except Restart as error:
                 if not (partial / WISH).exists():
                     raise  # told to stop; a rank that wants to go on otherwise leaves a wish
@@ -95,6 +97,19 @@ class Here:
         if end.status in (1, 2):  # not where a rank asked for a restart, and has said why
             show_tail(at, step, end.rank, self.ranks.say)
         return end
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What is bad input to a rank in a process of its own is bad input here: a RecipeError with the error's words."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        from .worker import kind_of
+
+        if isinstance(error, DataError) or kind_of(error)[0] != "input":
+            raise
+        raise RecipeError(str(error) or type(error).__name__) from error
 
 
 def attempts(once: Once, step: Step, partial: Path, ranks: Ranks, used: int = 0) -> None:

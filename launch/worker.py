@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..data.types import DataError, Step
+from ..data.types import Step
 from ..train.guard import RESTART, Restart
 from ..train.leave import Left
 from .board import Board, agree, joined, versions
@@ -153,7 +153,7 @@ def failed(error: BaseException, rank: int, board: Board | None, partial: Path) 
     """Tells of `error` if this rank is the first that fails. Returns the exit status."""
     if isinstance(error, Left):
         return 1  # rank 0 has it
-    kind, status = _kind(error)
+    kind, status = kind_of(error)
     if kind == "connection" and board is not None and _another_knows(board):
         return 1
     if not _first(board):
@@ -171,15 +171,15 @@ def failed(error: BaseException, rank: int, board: Board | None, partial: Path) 
     return status
 
 
-def _kind(error: BaseException) -> tuple[str, int]:
-    """What sort of end it is, and its exit status."""
+def kind_of(error: BaseException) -> tuple[str, int]:
+    """What sort of end it is, and its exit status. A file that is not there, or not ours to read, is bad input."""
     from ..train.snapshot import NotSaved
 
     if isinstance(error, Restart):
         return "restart", RESTART
-    if isinstance(error, NotSaved):
-        return "input", 2
-    if isinstance(error, DataError | ValueError) or (isinstance(error, ImportError) and "omni2vec[" in str(error)):
+    if isinstance(error, ValueError | NotSaved | FileNotFoundError | PermissionError) or (
+        isinstance(error, ImportError) and "omni2vec[" in str(error)
+    ):
         return "input", 2
     if broken(error):
         return "connection", 1

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from omni2vec.data.types import DataError
 from omni2vec.launch.load import load
-from omni2vec.launch.run import run
+from omni2vec.launch.run import Folder, run
 from omni2vec.launch.supervise import Grace
 from omni2vec.launch.team import Here, RankError, Ranks
 from omni2vec.launch.worker import broken, failed
+from omni2vec.train.snapshot import NotSaved
 
 GROUP = Path(__file__).parent / "group_recipe.py"
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -115,6 +116,10 @@ def test_one_rank_that_wishes_to_go_on_otherwise_starts_again_in_a_process_of_it
         (ImportError('needs av: pip install "omni2vec[video]"'), 2, "error: needs av"),
         (ImportError("no module"), 1, "ImportError: no module"),
         (KeyError("q"), 1, "KeyError: 'q'"),
+        (FileNotFoundError("Zero(json='z.json'): there is no such file"), 2, "error: Zero(json='z.json'): there is"),
+        (PermissionError(13, "Permission denied", "x.tar"), 2, "error: [Errno 13] Permission denied: 'x.tar'"),
+        (NotSaved("step 4 is not saved: no room"), 2, "error: step 4 is not saved: no room"),
+        (OSError(5, "Input/output error"), 1, "OSError: [Errno 5]"),
     ],
 )
 def test_a_clear_error_is_a_line_and_any_other_a_traceback(error, status, said, tmp_path, capsys):
@@ -122,6 +127,32 @@ def test_a_clear_error_is_a_line_and_any_other_a_traceback(error, status, said, 
     text = capsys.readouterr().err
     assert said in text
     assert json.loads((tmp_path / "failed.json").read_text())["status"] == status
+
+
+class Failing:
+    name = "train"
+
+    def __init__(self, error):
+        self.error = error
+
+    def make(self, out, where):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("batch=3"), FileNotFoundError("no z.json"), NotSaved("no room"), DataError("x.tar: cut")]
+)
+def test_bad_input_of_a_rank_in_this_process_is_bad_input_to_the_command(error, tmp_path):
+    with pytest.raises(DataError) as told:
+        Here(1).make(Failing(error), tmp_path, Folder(tmp_path))
+    assert str(told.value) == str(error) and error in (told.value, told.value.__cause__)
+
+
+@pytest.mark.parametrize("error", [KeyError("q"), OSError(5, "Input/output error")])
+def test_a_fault_of_a_rank_in_this_process_stays_what_it_is(error, tmp_path):
+    with pytest.raises(type(error)) as told:
+        Here(1).make(Failing(error), tmp_path, Folder(tmp_path))
+    assert told.value is error
 
 
 def test_a_clear_errors_traceback_is_there_for_who_asks(tmp_path, monkeypatch, capsys):
