@@ -31,10 +31,10 @@ class Place:
 
 def outside(env: Mapping[str, str]) -> Place | None:
     """The place that a launcher gave this process, or None where it is alone. Raises RecipeError on half a place."""
-    if int(env.get("WORLD_SIZE") or 1) > 1:
+    if _number(env, "WORLD_SIZE", 1) > 1:
         return _torch(env)
     # Of the job step, not of the job: the batch script itself runs once, whatever its job's number of tasks is.
-    if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or 1) > 1:
+    if "SLURM_STEP_ID" in env and _number(env, _tasks(env), 1) > 1:
         return _slurm(env)
     return None
 
@@ -42,18 +42,19 @@ def outside(env: Mapping[str, str]) -> Place | None:
 def _torch(env: Mapping[str, str]) -> Place:
     missing = [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not env.get(n)]
     if missing:
+        verb = "are" if len(missing) > 1 else "is"
         raise RecipeError(
             f"WORLD_SIZE={env['WORLD_SIZE']} says that this is one of several processes, but {', '.join(missing)} "
-            "is not set. A launcher sets all of them; to run alone: unset WORLD_SIZE."
+            f"{verb} not set. A launcher sets all of them; to run alone: unset WORLD_SIZE."
         )
-    rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+    size = _number(env, "WORLD_SIZE", 1)
     place = Place(
-        rank,
+        _rank(env, "RANK", "WORLD_SIZE", size),
         size,
-        int(env.get("LOCAL_RANK") or 0),
-        int(env.get("LOCAL_WORLD_SIZE") or env.get("LOCAL_SIZE") or 1),
+        _number(env, "LOCAL_RANK", 0),
+        _number(env, "LOCAL_WORLD_SIZE" if env.get("LOCAL_WORLD_SIZE") else "LOCAL_SIZE", 1),
         env["MASTER_ADDR"],
-        int(env["MASTER_PORT"]),
+        _number(env, "MASTER_PORT", 0),
     )
     if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         tries = env.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -63,19 +64,41 @@ def _torch(env: Mapping[str, str]) -> Place:
 
 def _slurm(env: Mapping[str, str]) -> Place:
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or "localhost"
-    size = int(env.get("SLURM_STEP_NUM_TASKS") or env["SLURM_NTASKS"])
+    size = _number(env, _tasks(env), 1)
     tasks = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE") or "1"
-    job, step = int(env.get("SLURM_JOB_ID") or 0), env["SLURM_STEP_ID"]
+    job, step = _number(env, "SLURM_JOB_ID", 0), env["SLURM_STEP_ID"]
     # Jobs that share a host must not share a port; all tasks of a step must find the same one without a word.
     port = 10_000 + (job * 16 + int(step if step.isdecimal() else 0)) % 20_000
     return Place(
-        int(env["SLURM_PROCID"]),
+        _rank(env, "SLURM_PROCID", _tasks(env), size),
         size,
-        int(env.get("SLURM_LOCALID") or 0),
-        int(re.split(r"[(,]", tasks)[0]),
+        _number(env, "SLURM_LOCALID", 0),
+        _number({"SLURM_TASKS_PER_NODE": re.split(r"[(,]", tasks)[0]}, "SLURM_TASKS_PER_NODE", 1),
         env.get("MASTER_ADDR") or first_host(nodes),
-        int(env.get("MASTER_PORT") or port),
+        _number(env, "MASTER_PORT", port),
     )
+
+
+def _tasks(env: Mapping[str, str]) -> str:
+    return "SLURM_STEP_NUM_TASKS" if env.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
+
+
+def _number(env: Mapping[str, str], name: str, absent: int) -> int:
+    """The variable's whole number. Raises RecipeError that names it where it is none."""
+    text = env.get(name) or str(absent)
+    if not re.fullmatch(r"\s*-?[0-9]+\s*", text):
+        raise RecipeError(f"{name}={text!r}: not a whole number. Where no launcher set it: unset it.")
+    return int(text)
+
+
+def _rank(env: Mapping[str, str], name: str, of: str, size: int) -> int:
+    """Raises RecipeError where there is no such rank of `size`, which the variable `of` says."""
+    if not env.get(name):
+        raise RecipeError(f"{of}={size} says that this is one of several processes, but {name} is not set.")
+    rank = _number(env, name, 0)
+    if not 0 <= rank < size:
+        raise RecipeError(f"{name}={rank} with {of}={size}: expected 0 to {size - 1}. Does a launcher set both?")
+    return rank
 
 
 def first_host(nodes: str) -> str:

@@ -45,8 +45,30 @@ def test_torchs_variables_go_before_slurms():
 
 
 def test_half_a_place_is_an_error_that_names_the_rest():
-    with pytest.raises(RecipeError, match="RANK, MASTER_PORT is not set"):
+    with pytest.raises(RecipeError, match="RANK, MASTER_PORT are not set"):
         outside({"WORLD_SIZE": "2", "MASTER_ADDR": "a"})
+    with pytest.raises(RecipeError, match="SLURM_PROCID is not set"):
+        outside({name: value for name, value in SLURM.items() if name != "SLURM_PROCID"})
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"])
+def test_what_is_no_number_is_named(name):
+    with pytest.raises(RecipeError, match=f"{name}='two': not a whole number"):
+        outside({**TORCH, name: "two"})
+
+
+@pytest.mark.parametrize(
+    "name", ["SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID", "MASTER_PORT"]
+)
+def test_what_is_no_number_of_slurms_is_named(name):
+    with pytest.raises(RecipeError, match=f"{name}='two': not a whole number"):
+        outside({**SLURM, "MASTER_ADDR": "gpu7", name: "two"})
+
+
+@pytest.mark.parametrize("rank", ["-1", "4"])
+def test_a_rank_outside_of_the_world_is_refused(rank):
+    with pytest.raises(RecipeError, match=f"RANK={rank} with WORLD_SIZE=4: expected 0 to 3"):
+        outside({**TORCH, "RANK": rank})
 
 
 @pytest.mark.parametrize(
