@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,8 @@ from .load import load
 from .place import Place, outside
 from .run import Make, Say, run
 from .team import Here, RankError, Ranks
+
+REQUEUE = "OMNI2VEC_REQUEUE"  # in the environment: the file to leave where the command ends with status 75
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,13 @@ class Run:
         """Makes the recipe. Raises SystemExit where that does not end well and all is said, DataError on bad input."""
         ranks = Ranks(say, self.recipe if self.recipe.suffix == ".py" else None, self.restarts)
         place = outside(os.environ)
+        if place is not None:  # a lost process is told in our words; torch reads this when it is imported
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         with _stoppable(say):
             if place is None:
                 self._lead(*self._loaded(), Here(self.ranks, ranks).make, say)
             elif status := self._share(place, ranks):
-                raise SystemExit(status)
+                raise _leave(status)
 
     def _loaded(self) -> tuple[Recipe, Path]:
         recipe = load(self.recipe, self.words)
@@ -68,14 +72,23 @@ def _stoppable(say: Say) -> Iterator[None]:
     go_on = "What is done stays; the same command goes on from there."
     try:
         yield
-    except KeyboardInterrupt:
-        say(f"\nStopped. {go_on}")
+    except KeyboardInterrupt as told:
+        say(f"\nStopped: {told}. {go_on}" if str(told) else f"\nStopped. {go_on}")
         raise SystemExit(130) from None
     except Restart as restart:
         say(f"\nStopped: {restart.why}. {go_on}")
-        raise SystemExit(RESTART) from None
+        raise _leave(RESTART) from None
     except RankError as error:
         raise SystemExit(error.status) from None
+
+
+def _leave(status: int) -> SystemExit:
+    """The end of this process. Before it, a sign for the launcher, that may see another process's end only: each leaves
+    it, since the first to go may be the end of the others."""
+    if status == RESTART and os.environ.get(REQUEUE):
+        with suppress(OSError):  # the status says the same
+            Path(os.environ[REQUEUE]).touch()
+    return SystemExit(status)
 
 
 def _terminated(signum: int, frame: FrameType | None) -> None:

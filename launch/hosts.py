@@ -10,18 +10,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.types import Step
 from ..train.guard import RESTART
+from .command import REQUEUE
 from .graph import Recipe, needs
-from .run import Folder
+from .run import Folder, _refuse_changed, survey
 from .words import RecipeError
 
 NOTICE_S = 180  # before a job's end: time to save
+SHORTEST_S = 300  # of a job that gets this notice, which Slurm may send a minute early
 PORT = 29_500
+WAIT_S = 120  # the other tasks get, once one has ended: the first one says farewell for 30 s, then something hangs
+TIME = re.compile(r"(?:(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>\d+)(?::(?P<s>\d+))?)?|(?P<parts>\d+(?::\d+){0,2}))")
+MODELS = ("Evaluate", "Release")  # steps that run a model in one process, whatever they stand on
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """What each job asks of the cluster. nodes, gpus (a node): of steps with several ranks; the others take one GPU.
+    """What each job asks of the cluster. nodes, gpus (a node): of steps with several ranks; the others take one GPU or
+    none (see `Job`). time: as sbatch takes it, M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; "" is the partition's.
 
     array: steps that do not stand on each other share a job array; extra: further #SBATCH options, as they are.
     """
@@ -36,84 +43,106 @@ class Slurm:
     extra: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.nodes < 1 or self.gpus < 0 or self.cpus < 1:
-            raise RecipeError(
-                f"nodes={self.nodes}, gpus={self.gpus}, cpus={self.cpus}: expected 1 or more of each; gpus 0: none"
-            )
+        if min(self.nodes, self.gpus, self.cpus) < 1:
+            raise RecipeError(f"nodes={self.nodes}, gpus={self.gpus}, cpus={self.cpus}: expected 1 or more of each.")
+        for name, value in (("partition", self.partition), ("account", self.account)):
+            if re.search(r"\s", value):
+                raise RecipeError(f"{name}={value!r}: there is a blank in it; expected one of the cluster's names.")
+        self.seconds()
         if wrong := [o for o in self.extra if not o.startswith("--")]:
             raise RecipeError(f"{wrong[0]!r}: expected an option of sbatch, such as --constraint=h100")
+
+    def seconds(self) -> int:
+        """The time in seconds; 0: no limit of ours."""
+        if not self.time:
+            return 0
+        found = TIME.fullmatch(self.time)
+        if found is None:
+            raise RecipeError(f"time={self.time!r}: expected M, M:S, H:M:S, D-H, D-H:M or D-H:M:S, as sbatch takes it.")
+        if found["parts"]:
+            parts = [int(p) for p in found["parts"].split(":")]
+            hours, minutes, seconds = parts if len(parts) == 3 else (0, *parts, 0)[:3]
+            return 3600 * hours + 60 * minutes + seconds
+        days, hours, minutes, seconds = (int(found[k] or 0) for k in "dhms")
+        return 86_400 * days + 3600 * hours + 60 * minutes + seconds
 
 
 @dataclass(frozen=True)
 class Job:
-    """Steps that one job makes, a task of its array each; it waits for the jobs that `after` names."""
+    """Steps that one job makes, a task of its array each; it waits for the jobs that `after` names.
+
+    parallel: a task for every GPU. resumes: stopped before the time is up, the job goes back into the queue; a step
+    that begins afresh would do so for ever. gpu: every step asks for one but those that stand on no other (they make
+    data or a first model) and are neither parallel nor of MODELS.
+    """
 
     name: str
     steps: tuple[str, ...]
     parallel: bool
+    resumes: bool
+    gpu: bool
     after: tuple[str, ...]
 
 
-def jobs(recipe: Recipe, folder: Folder, array: bool = True) -> tuple[Job, ...]:
-    """The jobs of every step that is not done, in an order in which they may be submitted."""
+def left(recipe: Recipe, at: Path) -> tuple[Step, ...]:
+    """The steps that are still to be made, in order. Raises RecipeError where one was made from other fields."""
+    standings = survey(recipe, Folder(at))
+    _refuse_changed(standings, at)
+    return tuple(s.step for s in standings if s.state != "done")
+
+
+def jobs(steps: Sequence[Step], array: bool = True) -> tuple[Job, ...]:
+    """The jobs of `steps`, which are in order, in an order in which they may be submitted."""
     level: dict[str, int] = {}
-    groups: dict[tuple[int, bool, str], list[str]] = {}
+    groups: dict[tuple[int, bool, bool, bool, str], list[str]] = {}
     waits: dict[str, tuple[str, ...]] = {}
-    for step in recipe.steps:
-        if folder(step).exists():
-            continue
-        waits[step.name] = tuple(n.name for n in needs(step) if not folder(n).exists())
+    for step in steps:
+        kind, stands_on = type(step), needs(step)
+        waits[step.name] = tuple(n.name for n in stands_on if n.name in level)
         level[step.name] = 1 + max((level[n] for n in waits[step.name]), default=0)
-        parallel = bool(getattr(type(step), "parallel", False))
-        groups.setdefault((level[step.name], parallel, "" if array else step.name), []).append(step.name)
-    at = {name: f"{place:02d}-{names[0]}" for place, names in enumerate(groups.values(), 1) for name in names}
+        parallel, resumes = bool(getattr(kind, "parallel", False)), bool(getattr(kind, "resumes", False))
+        gpu = parallel or bool(stands_on) or kind.__name__ in MODELS
+        alike = (level[step.name], parallel, resumes, gpu, "" if array else step.name)
+        groups.setdefault(alike, []).append(step.name)
+    ordered = sorted(groups.items(), key=lambda group: group[0][0])
+    at = {name: f"{place:02d}-{names[0]}" for place, (_, names) in enumerate(ordered, 1) for name in names}
     return tuple(
-        Job(
-            at[names[0]],
-            tuple(names),
-            parallel,
-            tuple(dict.fromkeys(at[w] for name in names for w in waits[name])),
-        )
-        for (_, parallel, _), names in sorted(groups.items(), key=lambda group: at[group[1][0]])
+        Job(at[names[0]], tuple(names), *alike[1:4], tuple(dict.fromkeys(at[w] for name in names for w in waits[name])))
+        for alike, names in ordered
     )
 
 
 def script(job: Job, asked: Slurm, command: Sequence[str], logs: Path) -> str:
-    """The batch script of a job. `command` makes the recipe; --only and the step are added."""
-    tasks, nodes = (max(1, asked.gpus), asked.nodes) if job.parallel else (1, 1)
-    many = len(job.steps) > 1
-    options = {
-        "job-name": f"omni2vec-{job.name}",
-        "nodes": nodes,
-        "ntasks-per-node": tasks,
-        "cpus-per-task": asked.cpus,
-        "gpus-per-node": tasks if asked.gpus else "",
-        "time": asked.time,
-        "partition": asked.partition,
-        "account": asked.account,
-        "array": f"0-{len(job.steps) - 1}" if many else "",
-        "output": f"{logs}/{job.name}-{'%A_%a' if many else '%j'}.log",
-        "open-mode": "append",
-        "signal": f"USR1@{NOTICE_S}",
-    }
-    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value != ""]
-    lines += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in asked.extra)]
+    """The batch script of a job, for the folder that this process works in; `logs` is RUN/jobs. `command` makes the
+    recipe; --only and the step are added."""
+    run = f'srun --kill-on-bad-exit=0 --wait={WAIT_S} --cpus-per-task={asked.cpus} {shlex.join(command)} --only "$step"'
+    # In an array, the id of one of its tasks is that of them all.
+    number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if len(job.steps) > 1 else "$SLURM_JOB_ID"
     chosen = "${steps[${SLURM_ARRAY_TASK_ID:-0}]}"
+    lines = [
+        "#!/usr/bin/env bash",
+        *_options(job, asked, logs),
+        "# Every task of srun is one rank.",
+        "set -uo pipefail",
+        f"steps=({' '.join(shlex.quote(s) for s in job.steps)})",
+        f'step="{chosen}"',
+    ]
+    if not job.resumes:
+        return "\n".join([*lines, run, ""])
     return "\n".join(
         [
-            "#!/usr/bin/env bash",
             *lines,
-            "# Every task of srun is one rank. USR1 comes before the time is up: the step saves, and ends with",
-            f"# status {RESTART}; then the job goes back into the queue, and goes on from there.",
-            "set -uo pipefail",
-            f"steps=({' '.join(shlex.quote(s) for s in job.steps)})",
-            f'step="{chosen}"',
-            # srun does not take it over from the script.
-            f'srun --kill-on-bad-exit=1 --cpus-per-task={asked.cpus} {shlex.join(command)} --only "$step"',
+            f"# USR1 comes before the time is up: the step saves, and ends with status {RESTART}; then the job goes",
+            "# back into the queue, and goes on from there. srun's own status is another where it has ended a task by",
+            "# force, so a process that ends in this way leaves a file, too.",
+            f'export {REQUEUE}={shlex.quote(str(logs))}/"$step".requeue',
+            f'rm -f "${REQUEUE}"',
+            run,
             "status=$?",
-            f'if [ "$status" -eq {RESTART} ]; then',
+            f'if [ "$status" -eq {RESTART} ] || {{ [ "$status" -ne 0 ] && [ -e "${REQUEUE}" ]; }}; then',
             '    echo "step $step is stopped and saved; back into the queue"',
-            '    scontrol requeue "$SLURM_JOB_ID"',
+            f'    rm -f "${REQUEUE}"  # before: a requeue may end this script',
+            f'    scontrol requeue "{number}"',
             "fi",
             'exit "$status"',
             "",
@@ -121,19 +150,57 @@ def script(job: Job, asked: Slurm, command: Sequence[str], logs: Path) -> str:
     )
 
 
+def _options(job: Job, asked: Slurm, logs: Path) -> list[str]:
+    tasks, nodes = (asked.gpus, asked.nodes) if job.parallel else (1, 1)
+    many = len(job.steps) > 1
+    output = f"{logs}/{job.name}".replace("%", "%%") + f"-{'%A_%a' if many else '%j'}.log"
+    options = {
+        "job-name": _quoted(f"omni2vec-{logs.resolve().parent.name}-{job.name}"),
+        "chdir": _quoted(str(Path.cwd())),
+        "nodes": nodes,
+        "ntasks-per-node": tasks,
+        "cpus-per-task": asked.cpus,
+        "gpus-per-node": tasks if job.gpu else "",
+        "time": asked.time,
+        "partition": asked.partition,
+        "account": asked.account,
+        "array": f"0-{len(job.steps) - 1}" if many else "",
+        "output": _quoted(output),
+        "open-mode": "append",
+        "signal": f"USR1@{NOTICE_S}" if job.resumes else "",
+    }
+    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value != ""]
+    # After a host's failure; this makes a step afresh, too.
+    return [*lines, "#SBATCH --requeue", *(f"#SBATCH {option}" for option in asked.extra)]
+
+
+def _quoted(value: str) -> str:
+    if re.search(r'["\\\n]', value):
+        raise RecipeError(f"{value!r}: sbatch cannot read a path with a quote, a backslash or a line's end; rename it.")
+    return f'"{value}"'
+
+
 def write(recipe: Recipe, at: Path, asked: Slurm, command: Sequence[str]) -> list[tuple[Job, Path]]:
-    """Every job's script, in `at`/jobs."""
-    folder = at / "jobs"
+    """A script for every job that is left, in `at`/jobs; those of an earlier call that are not wanted any more go.
+    Raises RecipeError, before it writes anything, where a made step differs or the time is too short."""
+    wanted, folder = jobs(left(recipe, at), asked.array), at / "jobs"
+    stopped = [name for job in wanted if job.resumes for name in job.steps]
+    if stopped and 0 < asked.seconds() <= SHORTEST_S:
+        raise RecipeError(
+            f"time={asked.time!r}: {stopped[0]} is told to save {NOTICE_S // 60} minutes before the end; expected more "
+            f"than {SHORTEST_S // 60} minutes (sbatch reads a number alone as minutes, two as minutes:seconds)."
+        )
+    texts = {folder / f"{job.name}.sh": script(job, asked, command, folder) for job in wanted}
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for job in jobs(recipe, Folder(at), asked.array):
-        path = folder / f"{job.name}.sh"
+    for old in folder.glob("[0-9][0-9]*-*.sh"):
+        if old not in texts:
+            old.unlink()
+    for path, text in texts.items():
         aside = path.with_name(path.name + ".new")
-        aside.write_text(script(job, asked, command, folder))
+        aside.write_text(text)
         aside.chmod(0o755)
         aside.replace(path)
-        made.append((job, path))
-    return made
+    return list(zip(wanted, texts, strict=True))
 
 
 def sbatch(path: Path, after: Sequence[str]) -> list[str]:
@@ -211,9 +278,9 @@ def deepspeed(path: Path, words: Sequence[str]) -> str:
 def torchrun(words: Sequence[str], nodes: int, gpus: int, name: str) -> str:
     """The line that starts `omni2vec run words`, the same on every node."""
     if nodes == 1:
-        head = ["torchrun", "--standalone", "--nproc-per-node", str(max(1, gpus))]
+        head = ["torchrun", "--standalone", "--nproc-per-node", str(gpus)]
         return shlex.join([*head, "-m", "omni2vec", "run", *words])
-    head = ["torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(max(1, gpus)), "--max-restarts", "3"]
+    head = ["torchrun", "--nnodes", str(nodes), "--nproc-per-node", str(gpus), "--max-restarts", "3"]
     head += ["--rdzv-backend", "c10d", "--rdzv-id", name]
     return f'{shlex.join(head)} --rdzv-endpoint "$FIRST_HOST:{PORT}" {shlex.join(["-m", "omni2vec", "run", *words])}'
 

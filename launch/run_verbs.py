@@ -98,10 +98,10 @@ def launch(
         Path | None, typer.Option("--hostfile", metavar="FILE", help="Print deepspeed's line for these hosts.")
     ] = None,
     torchrun: Annotated[bool, typer.Option("--torchrun", help="Print torchrun's line.")] = False,
-    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="Hosts of a step that trains.")] = 1,
-    gpus: Annotated[int, typer.Option("--gpus", metavar="N", help="GPUs of a host; 0: none.")] = 8,
-    cpus: Annotated[int, typer.Option("--cpus", metavar="N", help="Processors for each GPU.")] = 8,
-    time: Annotated[str, typer.Option("--time", metavar="H:MM:SS", help="Of a job; then it saves and queues.")] = "",
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", min=1, help="Hosts of a step that trains.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="GPUs, and ranks, of a host.")] = 8,
+    cpus: Annotated[int, typer.Option("--cpus", metavar="N", min=1, help="Processors for each GPU.")] = 8,
+    time: Annotated[str, typer.Option("--time", metavar="H:MM:SS", help="Of a job; a stage saves and queues.")] = "",
     partition: Annotated[str, typer.Option("--partition", metavar="NAME", help="Slurm's.")] = "",
     account: Annotated[str, typer.Option("--account", metavar="NAME", help="Slurm's.")] = "",
     chain: Annotated[bool, typer.Option("--chain", help="A job for every step, no job arrays.")] = False,
@@ -118,20 +118,26 @@ def launch(
     from . import hosts
     from .load import load
 
+    if slurm + torchrun + (hostfile is not None) != 1:
+        raise DataError("launch: with what? Give --slurm, --hostfile FILE or --torchrun, one of them.")
+    if submit and not slurm:
+        raise DataError("launch --submit: only jobs of Slurm are submitted; add --slurm, or leave --submit out.")
     loaded = load(recipe, words or [])
     at = into or Path("runs") / loaded.name
     said = [str(recipe), *(words or []), "--into", str(at)]
-    if hostfile is not None:
-        say(hosts.deepspeed(hostfile, said))
-    elif torchrun:
-        say(hosts.torchrun(said, nodes, gpus, loaded.name))
-    elif slurm or submit:
+    lines: list[str] = []
+    if slurm:
         asked = hosts.Slurm(nodes, gpus, cpus, time, partition, account, not chain, tuple(sbatch or ()))
         made = hosts.write(loaded, at, asked, (*hosts.program(), *said))
-        for line in [f"{k}: job {v}" for k, v in hosts.submit(made).items()] if submit else hosts.lines(made):
-            say(line)
-    else:
-        raise DataError("launch: with what? Give --slurm, --hostfile FILE or --torchrun.")
+        lines = [f"{k}: job {v}" for k, v in hosts.submit(made).items()] if submit else hosts.lines(made)
+    elif hosts.left(loaded, at):
+        if hostfile is not None:
+            lines = [hosts.deepspeed(hostfile, said)]
+        else:
+            lines = ["# set FIRST_HOST to the first node's name"] * (nodes > 1)
+            lines += [hosts.torchrun(said, nodes, gpus, loaded.name)]
+    for line in lines or [f"{at}: nothing is left to make"]:
+        say(line)
 
 
 @app.command(cls=Verb)
