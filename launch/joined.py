@@ -7,6 +7,7 @@ beside itself and supervises it, so that the step's memory and process group end
 from __future__ import annotations
 
 import platform
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -107,7 +108,11 @@ class Joined:
             status = self._supervised(step, at, name, signals).get(self.place.rank)
             self.board.put(f"end/{self.orders}/{self.place.rank}", {"status": status, "heard": signals.seen})
             claim = self.board.under(name).look("claim")
-            if status and (claim is None or claim["rank"] == self.place.rank):
+            mine = claim is None or claim["rank"] == self.place.rank
+            # A rank that was killed made no claim: another's lost its connection. One that aborts comes behind it.
+            killed = status is not None and status < 0 and status != -signal.SIGABRT
+            stopped = signals.seen and (claim is None or claim["kind"] == "restart")
+            if status and (mine or killed) and not stopped:
                 show_tail(at, step, self.place.rank, self.ranks.say)
 
     def _next(self, signals: Signals) -> dict[str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from ..train.guard import RESTART
 HEARD = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 POLL_S = 0.1
 STARTER = "OMNI2VEC_STARTER"
+HEADING = "---- started "  # of each try's words in a rank's log
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def _start(rank: Rank) -> subprocess.Popen[bytes]:
     if rank.log is not None:
         rank.log.parent.mkdir(parents=True, exist_ok=True)
         out = rank.log.open("ab")
+        out.write(f"{HEADING}{time.strftime('%Y-%m-%d %H:%M:%S')} on host {platform.node()}\n".encode())
+        out.flush()
     try:
         return subprocess.Popen(
             rank.command,

@@ -20,7 +20,7 @@ from ..train.guard import WISH, Restart
 from .board import opened
 from .place import Place, environment
 from .run import Folder, Say
-from .supervise import Grace, Rank, Signals, Verdict, listening, supervise, verdict
+from .supervise import HEADING, Grace, Rank, Signals, Verdict, listening, supervise, verdict
 from .words import RecipeError
 
 TAIL = 30  # lines of a failed rank's log that are shown
@@ -94,7 +94,7 @@ class Here:
         statuses = supervise([self.ranks.rank(step, at, p, name) for p in places], signals, self.ranks.grace)
         claim = board.under(name).look("claim") if board else _read(partial / "failed.json")
         end = verdict(statuses, signals.seen, claim)
-        if end.status in (1, 2):  # not where a rank asked for a restart, and has said why
+        if end.kind in ("failed", "restart"):  # not where we were told to stop
             show_tail(at, step, end.rank, self.ranks.say)
         return end
 
@@ -115,7 +115,7 @@ def _one_line() -> Iterator[None]:
 def attempts(once: Once, step: Step, partial: Path, ranks: Ranks, used: int = 0) -> None:
     """`once` until the step is made: again after a restart, while checkpoints come or restarts are left.
 
-    Raises RankError, Restart (told to stop) or KeyboardInterrupt (told to stop by Ctrl-C).
+    Raises RankError, Restart (told to stop) or KeyboardInterrupt (told to stop by Ctrl-C), which name the checkpoint.
     """
     left, before = ranks.restarts - used, newest(partial)
     while True:
@@ -127,11 +127,11 @@ def attempts(once: Once, step: Step, partial: Path, ranks: Ranks, used: int = 0)
             return
         if end.kind == "failed":
             raise RankError(end.status, end.why)
-        if end.kind != "restart":
-            if end.status == 130:
-                raise KeyboardInterrupt
-            raise Restart(f"told to stop by {end.why}" if end.why else "told to stop")
         now = newest(partial)
+        if end.kind != "restart":
+            told = f"told to stop by {end.why}" if end.why else "told to stop"
+            told += f"; saved in {partial / 'checkpoints' / now}" if now else "; no checkpoint was saved yet"
+            raise KeyboardInterrupt(told) if end.status == 130 else Restart(told)
         left, before = (ranks.restarts if now > before else left) - 1, now
         if left < 0:
             ranks.say(
@@ -160,13 +160,14 @@ def log_of(at: Path, step: str, rank: int) -> Path:
 
 
 def show_tail(at: Path, step: str, rank: int, say: Say) -> None:
-    """The end of the log of a rank that failed; rank 0's was on the terminal."""
+    """The end of a rank's words of its last try; rank 0's were on the terminal."""
     log = log_of(at, step, rank)
     if rank == 0 or not log.is_file():
         return
-    lines = log.read_text(errors="replace").splitlines()[-TAIL:]
-    say(f"{step}: rank {rank} failed; the end of {log}:")
-    for line in lines:
+    lines = log.read_text(errors="replace").splitlines()
+    begin = max((i for i, line in enumerate(lines) if line.startswith(HEADING)), default=0)
+    say(f"{step}: rank {rank} ended before it was done; the end of {log}:")
+    for line in lines[begin:][-TAIL:]:
         say(f"  {line}")
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from omni2vec.launch.supervise import Grace, Rank, Signals, listening, supervise, verdict
+from omni2vec.launch.supervise import HEADING, Grace, Rank, Signals, listening, supervise, verdict
 from omni2vec.train.guard import RESTART
 
 QUICK = Grace(saving_s=2.0, failure_s=0.3, term_s=0.3)
@@ -108,7 +108,9 @@ def test_words_of_a_rank_go_into_its_log_one_try_behind_the_other(tmp_path):
     log = tmp_path / "logs" / "rank-1.log"
     for _ in range(2):
         supervise(ranks("echo out; echo err >&2", log=log), Signals())
-    assert log.read_text() == "out\nerr\n" * 2
+    lines = log.read_text().splitlines()
+    assert [lines[1:3], lines[4:]] == [["out", "err"]] * 2
+    assert all(line.startswith(HEADING) and line.endswith(f"on host {os.uname().nodename}") for line in lines[::3])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")

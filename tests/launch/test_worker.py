@@ -12,9 +12,10 @@ import pytest
 from omni2vec.data.types import DataError
 from omni2vec.launch.load import load
 from omni2vec.launch.run import Folder, run
-from omni2vec.launch.supervise import Grace
-from omni2vec.launch.team import Here, RankError, Ranks
+from omni2vec.launch.supervise import HEADING, Grace, verdict
+from omni2vec.launch.team import Here, RankError, Ranks, attempts, log_of, show_tail
 from omni2vec.launch.worker import broken, failed
+from omni2vec.train.guard import Restart
 from omni2vec.train.snapshot import NotSaved
 
 GROUP = Path(__file__).parent / "group_recipe.py"
@@ -59,7 +60,10 @@ def test_a_killed_rank_and_a_stopped_run_change_nothing_in_the_end(tmp_path):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert "add: rank 1 was ended by SIGKILL; all ranks start again from step-00000002" in said
-    assert "told to stop by SIGTERM" in said and "the same command goes on from there" in said
+    assert (
+        f"told to stop by SIGTERM; saved in {tmp_path}/add.partial/checkpoints/step-0000" in said
+        and "the same command goes on from there" in said
+    )
     assert "Traceback" not in said
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0 and "[1/2] first: done before" in done.stdout, done.stdout + done.stderr
@@ -103,6 +107,25 @@ def test_one_rank_that_wishes_to_go_on_otherwise_starts_again_in_a_process_of_it
     assert "add: out of memory; starts again in a process of its own" in lines
     pids = [json.loads(line)["pid"] for line in (tmp_path / "add" / "log.jsonl").read_text().splitlines()]
     assert pids[0] == os.getpid() != pids[-1]
+
+
+def test_the_end_of_a_log_is_that_of_the_last_try(tmp_path):
+    log = log_of(tmp_path, "train", 1)
+    log.parent.mkdir(parents=True)
+    log.write_text(f"{HEADING}then\nold\n{HEADING}now\nnew\n")
+    said = []
+    show_tail(tmp_path, "train", 1, said.append)
+    assert str(log) in said[0] and said[1:] == [f"  {HEADING}now", "  new"]
+
+
+@pytest.mark.parametrize(
+    ("signals", "kind"), [([signal.SIGTERM], Restart), ([signal.SIGINT], KeyboardInterrupt)], ids=["cluster", "ctrl-c"]
+)
+def test_who_stops_a_step_is_told_where_it_was_saved(signals, kind, tmp_path):
+    for said, folder in (("no checkpoint was saved yet", tmp_path), ("checkpoints/step-00000004", tmp_path / "saved")):
+        (tmp_path / "saved" / "checkpoints" / "step-00000004").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(kind, match=said):
+            attempts(lambda heard: verdict({0: 75, 1: 75}, signals, None), Failing(None), folder, Ranks())
 
 
 # ---- what a rank says of an error, without a group
