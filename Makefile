@@ -31,7 +31,7 @@ quickstart: $(CORE)
 	$(VENV)/bin/omni2vec quickstart
 
 test: $(ALL)
-	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(VENV)/bin/python -m pytest
+	HF_HUB_OFFLINE=1 WANDB_MODE=offline $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(ALL)
 	$(VENV)/bin/ruff check .

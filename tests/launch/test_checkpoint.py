@@ -44,7 +44,7 @@ def stopped(tmp_path_factory):
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     threading.Thread(target=notice, args=(at / "run" / "train.partial" / "log.jsonl",), daemon=True).start()
     lines = []
-    with pytest.raises(Restart, match="asked to end; saved at step"):
+    with pytest.raises(Restart, match="asked to end; saved behind step"):
         run(load(RECIPE, words), at / "run", say=lines.append, parallel=Here(1, Ranks(lines.append)).make)
     signal.signal(signal.SIGUSR1, before)
     assert "starts again" not in "\n".join(lines)  # told to stop: that is for who called

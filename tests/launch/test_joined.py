@@ -107,6 +107,7 @@ def test_a_launchers_own_command_makes_the_whole_recipe(launcher, tmp_path):
     assert (tmp_path / "logs" / "add" / "rank-1.log").read_text().splitlines()[1] == "rank 1 of 2 from step 0"
 
 
+@pytest.mark.slow  # it waits
 def test_a_process_that_waits_for_the_first_one_hears_a_signal(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

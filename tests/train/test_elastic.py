@@ -53,7 +53,9 @@ def whole(folder, tmp_path_factory):  # noqa: F811
     return out / "out"
 
 
-@pytest.mark.parametrize(("variant", "ranks"), [("elastic 3", (2, 1, 2)), ("elastic 2", (2, 1))])
+@pytest.mark.parametrize(
+    ("variant", "ranks"), [("elastic 3", (2, 1, 2)), pytest.param("elastic 2", (2, 1), marks=pytest.mark.slow)]
+)
 def test_ranks_killed_and_begun_again_in_other_numbers_end_at_the_same_weights(
     folder, whole, tmp_path, variant, ranks  # noqa: F811
 ):  # fmt: skip
