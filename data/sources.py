@@ -322,3 +322,12 @@ def _fresh(cache: Path, stamp: Mapping[str, object]) -> bool:
 
 def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omni2vec" / "tables"
+
+
+def below(folder: str | Path) -> tuple[Shards, ...]:
+    """One source for every folder of shards at or below `folder`, named by its path. Raises DataError without any."""
+    top = Path(folder)
+    found = sorted({p.parent for p in top.glob("**/*.tar")})
+    if not found:
+        raise DataError(f"{top}: no shards (*.tar) below it; make them with `omni2vec pack`, see docs/your_data.md")
+    return tuple(Shards(str(f), name=f.relative_to(top).as_posix() if f != top else top.name) for f in found)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from omni2vec.data.mix import Feed
-from omni2vec.data.sources import Shards
-from omni2vec.data.types import DataError
+from omni2vec.data.sources import below
 from omni2vec.eval.evaluate import Evaluate
 from omni2vec.launch.release import Release
 from omni2vec.model.lora import Lora
@@ -23,14 +22,6 @@ from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.optim import AdamW, Schedule
 from omni2vec.train.stage import Stage
 from omni2vec.train.zero import Zero
-
-
-def sources(folder: Path) -> tuple[Shards, ...]:
-    """One source for every folder of shards below `folder`, named by its path."""
-    found = sorted({p.parent for p in folder.glob("**/*.tar")})
-    if not found:
-        raise DataError(f"{folder}: no shards (*.tar) below it; make them with `omni2vec pack`, see docs/your_data.md")
-    return tuple(Shards(str(f), name=f.relative_to(folder).as_posix() if f != folder else folder.name) for f in found)
 
 
 def recipe(
@@ -49,7 +40,7 @@ def recipe(
     trained = Stage(
         "train",
         model,
-        tuple(Feed(s, negatives=negatives) for s in sources(Path(data) / "train")),
+        tuple(Feed(s, negatives=negatives) for s in below(Path(data) / "train")),
         steps=steps,
         batch=batch,
         objectives={"default": (InfoNCE(both=True),)},
@@ -65,5 +56,5 @@ def recipe(
         workers=4,
         seed=seed,
     )
-    scores = Evaluate("scores", trained, sources(Path(data) / "test"), baselines=(model,))
+    scores = Evaluate("scores", trained, below(Path(data) / "test"), baselines=(model,))
     return Release("release", trained, scores, base_model=model if model.count("/") == 1 else "")

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from omni2vec.data.mix import Feed
-from omni2vec.data.sources import Shards
-from omni2vec.data.types import DataError
+from omni2vec.data.sources import below
 from omni2vec.eval.evaluate import Evaluate
 from omni2vec.launch.release import Release
 from omni2vec.train.objectives.infonce import InfoNCE
@@ -30,14 +29,6 @@ from omni2vec.train.zero import Zero
 # apart: stage 1 and 2 hold 32 + 32 + 1; stage 3 holds 0.5 + 32 + 1, and 0.5 + 0.5 + 1 where gradients are reduced once
 # a chunk. So stage 2 for models up to 4 billion, or on GPUs of 140 GB: it sends least. Stage 3 for 8 billion on 80 GB.
 STAGES = {"2": Zero(stage=2), "3": Zero(stage=3), "3-chunk": Zero(stage=3, reduce="chunk")}
-
-
-def sources(folder: Path) -> tuple[Shards, ...]:
-    """One source for every folder of shards below `folder`, named by its path."""
-    found = sorted({p.parent for p in folder.glob("**/*.tar")})
-    if not found:
-        raise DataError(f"{folder}: no shards (*.tar) below it; make them with `omni2vec pack`, see docs/your_data.md")
-    return tuple(Shards(str(f), name=f.relative_to(folder).as_posix() if f != folder else folder.name) for f in found)
 
 
 def recipe(
@@ -55,7 +46,7 @@ def recipe(
     trained = Stage(
         "train",
         model,
-        tuple(Feed(s, negatives=negatives) for s in sources(Path(data) / "train")),
+        tuple(Feed(s, negatives=negatives) for s in below(Path(data) / "train")),
         steps=steps,
         batch=batch,
         objectives={"default": (InfoNCE(both=True),)},
@@ -67,5 +58,5 @@ def recipe(
         workers=4,
         seed=seed,
     )
-    scores = Evaluate("scores", trained, sources(Path(data) / "test"), baselines=(model,))
+    scores = Evaluate("scores", trained, below(Path(data) / "test"), baselines=(model,))
     return Release("release", trained, scores, base_model=model if model.count("/") == 1 else "")

@@ -10,22 +10,13 @@ Hardware: a 2B model with LoRA trains on one GPU of 24 GB; batches of any size f
 from pathlib import Path
 
 from omni2vec.data.mix import Feed
-from omni2vec.data.sources import Shards
-from omni2vec.data.types import DataError
+from omni2vec.data.sources import below
 from omni2vec.eval.evaluate import Evaluate
 from omni2vec.launch.release import Release
 from omni2vec.model.lora import Lora
 from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.optim import AdamW, Schedule
 from omni2vec.train.stage import Stage
-
-
-def sources(folder: Path) -> tuple[Shards, ...]:
-    """One source for every folder of shards below `folder`, named by its path."""
-    found = sorted({p.parent for p in folder.glob("**/*.tar")})
-    if not found:
-        raise DataError(f"{folder}: no shards (*.tar) below it; make them with `omni2vec pack`, see docs/your_data.md")
-    return tuple(Shards(str(f), name=f.relative_to(folder).as_posix() if f != folder else folder.name) for f in found)
 
 
 def recipe(
@@ -39,7 +30,7 @@ def recipe(
     seed: int = 0,
 ) -> Release:
     """model: folder or hub name. negatives: given wrong answers drawn a row. lora_rank: 0 trains every weight."""
-    feeds = tuple(Feed(s, negatives=negatives) for s in sources(Path(data) / "train"))
+    feeds = tuple(Feed(s, negatives=negatives) for s in below(Path(data) / "train"))
     trained = Stage(
         "train",
         model,
@@ -52,6 +43,6 @@ def recipe(
         workers=2,
         seed=seed,
     )
-    scores = Evaluate("scores", trained, sources(Path(data) / "test"), baselines=(model,))
+    scores = Evaluate("scores", trained, below(Path(data) / "test"), baselines=(model,))
     # The adapter is merged in: one folder that every reader loads. adapter=True releases it alone.
     return Release("release", trained, scores, base_model=model if model.count("/") == 1 else "")
