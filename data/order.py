@@ -17,11 +17,14 @@ from .mix import Mixture, schedule
 
 
 class Address(NamedTuple):
-    """Row `row` of source `source`, which is the draw-th row (from 0) that this source gives in the run."""
+    """Row `row` of source `source`, which is the draw-th row (from 0) that this source gives in the run, in batch
+    `step`. pattern: which of the feed's patterns it is seen in; -1 where there are none, or none is chosen yet."""
 
     source: int
     row: int
     draw: int
+    step: int = 0
+    pattern: int = -1
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,7 @@ class Example:
     target_instruction: str = ""
     answer: str = ""  # autoregressive target; empty: none
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # one per positive, then per negative
+    fields: Mapping[str, Item] = field(default_factory=dict)  # named Items of which patterns form query and target
 
 
 @dataclass(frozen=True)
