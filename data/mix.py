@@ -1,18 +1,23 @@
-"""Which source gives the next sub-batch: a Feed is one source in a stage, a Mixture deals the sub-batches out.
+"""Which source gives the next sub-batch: a Feed is one source in a stage, a Mix says how the feeds share the batches.
 
 A batch is made of sub-batches of one source each (VLM2Vec-V2, arXiv:2507.04590): hard enough because alike, varied
-because many. The deal is exact in every cycle, so how often a source has been drawn before is known without replay.
+because many. data/turns.py deals them out.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from .counter import bits, permuted
-from .types import Limits, Source
+from .instructions import Instructions
+from .patterns import Draw, Pattern
+from .schedules import Schedule, ends
+from .types import Limits, Source, Step
 
 _CYCLE = 1024  # the longest cycle that is searched for an exact share; beyond it shares are rounded
 _LONGEST = 1 << 20
@@ -23,28 +28,55 @@ class Feed:
     """One source in a stage, and what is drawn from each of its rows.
 
     weight: its share of the sub-batches, against the other feeds'. objective: the stage's objective that its rows go
-    to. limits: its own, instead of the stage's. positives, negatives: how many are drawn a row, at most. instruction,
-    target_instruction: instead of the rows' own. answers: whether the rows' answers are trained on.
+    to. limits: its own, instead of the stage's. positives, negatives: how many are drawn a row, at most. hardness: from
+    which of a row's negatives, hardest first: 0 from all, 1 the first ones only. instruction, target_instruction:
+    instead of the rows' own; instructions: by task, one of several a draw. answers: whether the rows' answers are
+    trained on. sub_batch: rows of its sub-batches, 0 for the stage's (CoDiEmb's batch size by task, arXiv:2508.11442).
+    epochs: how often its rows are gone through at most, up to a whole sub-batch; then the others share its turns.
+    clusters: a Cluster step (or its folder), whose groups of alike rows stay together (B3, arXiv:2505.11293).
+    patterns: which fields form query and target; draw: one pattern a row, or all that it can form; missing: what
+    becomes of a row that can form none. shots: demonstrations in front of a query, drawn from other rows of the source
+    (arXiv:2506.07438).
     """
 
     source: Source
-    weight: float = 1.0
+    weight: float | Schedule = 1.0
     objective: str = "default"
     limits: Limits | None = None
     positives: int = 1
-    negatives: int = 0
+    negatives: int | Schedule = 0
+    hardness: float | Schedule = 0.0
     instruction: str | None = None
     target_instruction: str | None = None
+    instructions: Instructions | None = None
     answers: bool = True
+    sub_batch: int = 0
+    epochs: float = math.inf
+    clusters: Step | str = ""
+    patterns: tuple[Pattern, ...] = ()
+    draw: Draw = "one"
+    missing: Literal["raise", "skip"] = "raise"
+    shots: int = 0
 
     def __post_init__(self) -> None:
-        for field, value, least in (
-            ("weight", self.weight, 0.0),
-            ("positives", self.positives, 0),
-            ("negatives", self.negatives, 0),
+        for name, least, most in (
+            ("weight", 0.0, math.inf),
+            ("positives", 0, math.inf),
+            ("negatives", 0, math.inf),
+            ("hardness", 0, 1),
+            ("sub_batch", 0, math.inf),
+            ("shots", 0, math.inf),
         ):
-            if not value >= least:
-                raise ValueError(f"feed {self.source.name!r}: {field}={value}; expected {least} or more")
+            value = getattr(self, name)
+            if not all(least <= end <= most for end in ends(value)):
+                known = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
+                raise ValueError(f"feed {self.source.name!r}: {name}={value}; expected {known}")
+        if not self.epochs > 0:
+            raise ValueError(f"feed {self.source.name!r}: epochs={self.epochs}; expected more than 0")
+        for name, words in (("draw", get_args(Draw)), ("missing", ("raise", "skip"))):
+            if getattr(self, name) not in words:
+                known = " or ".join(map(repr, words))
+                raise ValueError(f"feed {self.source.name!r}: {name}={getattr(self, name)!r}; expected {known}")
 
 
 @dataclass(frozen=True)
