@@ -7,14 +7,20 @@ from dataclasses import replace
 
 from .counter import choose
 from .mix import Feed
-from .types import DataError, Example, Prompted
+from .schedules import at
+from .types import Clock, DataError, Example, Prompted
 
 
-def drawn(example: Example, feed: Feed, seed: int, draw: int) -> Example:
+def drawn(example: Example, feed: Feed, clock: Clock, draw: int) -> Example:
     """The Example as this draw of its row has it: `feed.positives` and `feed.negatives` of its answers at most, in
     their order, with their scores; the feed's instructions; its answer only if the feed wants it. `known` names every
-    right answer, drawn or not, so that an undrawn one never serves as a negative. Pure in (example, feed, seed, draw).
+    right answer, drawn or not, so that an undrawn one never serves as a negative.
+
+    A row's negatives stand hardest first. Of n, k are drawn from the first k + round((1 - hardness) (n - k)): from all
+    of them at hardness 0, the k first ones at 1. Both numbers may follow clock.progress; k is rounded. Pure in
+    (example, feed, clock.progress, clock.seed, draw).
     """
+    seed = clock.seed
     answer = example.answer if feed.answers else ""
     if not example.positives and not answer:
         raise DataError(
@@ -22,7 +28,10 @@ def drawn(example: Example, feed: Feed, seed: int, draw: int) -> Example:
             + (", or let its feed train on answers" if example.answer else "")
         )
     right = choose(len(example.positives), feed.positives, seed, "positives", draw, example.key)
-    wrong = choose(len(example.negatives), feed.negatives, seed, "negatives", draw, example.key)
+    count, given = round(at(feed.negatives, clock.progress)), len(example.negatives)
+    hard = at(feed.hardness, clock.progress)
+    pool = count + round((1 - hard) * (given - count)) if count < given else given
+    wrong = choose(pool, count, seed, "negatives", draw, example.key)
     return replace(
         example,
         positives=tuple(example.positives[i] for i in right),

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, Self, TypeVar
 from .instruct import drawn, prompts
 from .mix import Feed
 from .order import Address
-from .types import Cost, DataError, Example, Item, Limits, Prompted, Rows
+from .types import Clock, Cost, DataError, Example, Item, Limits, Prompted, Rows
 
 
 class Collated(Protocol):
@@ -72,7 +72,7 @@ class Work(Generic[T]):
 
     def example(self, address: Address) -> Example:
         rows = self.rows[address.source]
-        example = drawn(rows[address.row], self.feeds[address.source], self.seed, address.draw)
+        example = drawn(rows[address.row], self.feeds[address.source], Clock(0, 0.0, self.seed), address.draw)
         return replace(example, source=rows.name)
 
     def measure(self, addresses: Sequence[Address]) -> list[Measured | Bad]:
