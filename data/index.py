@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -22,6 +22,7 @@ from .types import Audio, Blob, DataError, Image, Part, Video, digest
 VERSION = 1
 KINDS = ("image", "video", "audio")  # a medium's kind is stored as its place in here
 SUFFIX = ".index"
+PLAIN = "query+target"  # the fields of a row that names none
 _EDGE = 1 << 16  # bytes at either end of a tar that its quick digest reads
 
 # Every array of the file with its type; n samples, m media.
@@ -87,6 +88,7 @@ class Builder:
     texts: dict[str, bytearray] = field(default_factory=lambda: {"key": bytearray(), "name": bytearray()})
     sources: dict[str, int] = field(default_factory=dict)
     tasks: dict[str, int] = field(default_factory=dict)
+    fields: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.columns["json_offset"])
@@ -98,8 +100,10 @@ class Builder:
         task: str,
         json_at: tuple[int, int],
         media: Sequence[tuple[str, Part, int, int]],
+        fields: Iterable[str] = (),
     ) -> None:
-        """One sample: (offset, length) of its JSON, and (name, medium, offset, length) of each medium."""
+        """One sample: (offset, length) of its JSON, (name, medium, offset, length) of each medium, the fields that
+        patterns find in it."""
         for name, part, offset, length in media:
             kind, width, height, frames, seconds, rate = sizes(part)
             values = (kind, offset, length, width, height, frames, seconds, rate)
@@ -110,7 +114,8 @@ class Builder:
         self.columns["json_length"].append(json_at[1])
         self.columns["media_end"].append(len(self.columns["medium_kind"]))
         self._text("key", key)
-        for counts, name in ((self.sources, source), (self.tasks, task)):
+        together = "+".join(sorted(fields))
+        for counts, name in ((self.sources, source), (self.tasks, task), (self.fields, together)):
             counts[name] = counts.get(name, 0) + 1
 
     def _text(self, which: str, text: str) -> None:
@@ -122,6 +127,7 @@ class Builder:
         arrays = {name: np.array(self.columns[name], dtype=kind) for name, kind in ARRAYS.items()}
         for which, text in self.texts.items():
             arrays[f"{which}_text"] = np.frombuffer(bytes(text), dtype=np.uint8)
+        named = {together: count for together, count in self.fields.items() if together}
         kinds = np.bincount(arrays["medium_kind"], minlength=len(KINDS)).tolist()
         about = {
             "version": VERSION,
@@ -132,6 +138,7 @@ class Builder:
             "media": dict(zip(KINDS, kinds, strict=True)),
             "sources": self.sources,
             "tasks": self.tasks,
+            **({"fields": named} if named else {}),
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         temporary.write_bytes(_safetensors(arrays, json.dumps(about, sort_keys=True)))
@@ -201,6 +208,13 @@ class Index:
 
     def __len__(self) -> int:
         return int(self.about["samples"])
+
+    @property
+    def fields(self) -> Mapping[str, int]:
+        """How many rows have which fields together: {"image+title": 900, "query+target": 100}."""
+        named: dict[str, int] = self.about.get("fields", {})  # indexes from before there were fields have none
+        plain = len(self) - sum(named.values())
+        return {**named, PLAIN: named.get(PLAIN, 0) + plain} if plain else named
 
     def json_at(self, i: int) -> tuple[int, int]:
         """(offset, length) of the JSON of sample i."""

@@ -8,17 +8,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .parts import Kind
+from .patterns import NAME, OWN, blank
 from .types import Audio, DataError, Event, Events, Example, Image, Item, Part, Text, Video
 
 MEDIA: dict[Kind, type] = {"image": Image, "video": Video, "audio": Audio}
 FIELDS = (
     *("task", "source", "instruction", "target_instruction", "query", "positives", "negatives"),
-    *("known", "label", "answer", "scores"),
+    *("known", "label", "answer", "scores", "fields"),
 )
 
 Find = Callable[[Kind, str], Part]  # (kind, name of the medium) -> the medium
@@ -66,11 +67,13 @@ def check(example: Example, where: str) -> None:
     """Raises DataError for an Example that no objective and no evaluation could use."""
     if not example.task or not example.source:
         raise DataError(f"{where}: task {example.task!r} and source {example.source!r} must both be given")
-    if not example.positives:
+    if not (example.positives or example.fields):
         raise DataError(f"{where}: no positive; every sample needs one right answer (sts: the other text of the pair)")
     for side, items in (("query", (example.query,)), ("positive", example.positives), ("negative", example.negatives)):
-        if any(not item.parts for item in items):
+        if any(not item.parts for item in items) and not (side == "query" and example.fields):
             raise DataError(f"{where}: a {side} without parts; give it a text or a medium")
+    for name, item in example.fields.items():
+        _check_field(name, item, where)
     expected = len(example.positives) + len(example.negatives)
     for name, scores in example.scores.items():
         if len(scores) != expected:
@@ -81,6 +84,22 @@ def check(example: Example, where: str) -> None:
             raise DataError(
                 f"{where}: scores {name!r} hold NaN or infinity; leave the name out where a score is unknown"
             )
+
+
+def _check_field(name: str, item: Item, where: str) -> None:
+    if not NAME.fullmatch(name) or name in OWN:
+        own = f"; {' and '.join(OWN)} are the row's own query and positives" if name in OWN else ""
+        raise DataError(f"{where}: a field cannot be called {name!r}; expected a name of a-z, 0-9 and _{own}")
+    if not item.parts:
+        raise DataError(f"{where}: field {name!r} without parts; leave it out where the row has none")
+    if any(blank(part) for part in item.parts):
+        raise DataError(f"{where}: field {name!r} holds an empty text; leave it out where the row has none")
+
+
+def combination(fields: Iterable[str], query: bool, positives: bool) -> tuple[str, ...]:
+    """The fields that patterns find in a row, as the index counts them; none for a row without fields of its own."""
+    named = tuple(fields)
+    return (*named, *(["query"] if query else []), *(["target"] if positives else [])) if named else ()
 
 
 def to_row(example: Example, where: str = "", outside: str = "") -> tuple[bytes, list[Medium]]:
@@ -118,13 +137,15 @@ def to_row(example: Example, where: str = "", outside: str = "") -> tuple[bytes,
         "source": example.source,
         "instruction": example.instruction,
         "target_instruction": example.target_instruction,
-        "query": item_row(example.query, "query"),
+        "query": item_row(example.query, "query") if example.query.parts else {},
         "positives": [item_row(item, f"positive.{i}") for i, item in enumerate(example.positives)],
         "negatives": [item_row(item, f"negative.{i}") for i, item in enumerate(example.negatives)],
         "known": list(example.known),
         "label": example.label,
         "answer": example.answer,
         "scores": {name: list(scores) for name, scores in example.scores.items()},
+        # In the order of their names, in which they are read again: equal rows, equal shards.
+        "fields": {name: item_row(item, f"field.{name}") for name, item in sorted(example.fields.items())},
     }
     kept = {field: value for field, value in row.items() if value}
     raw = json.dumps(kept, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -162,12 +183,15 @@ def to_example(row: Mapping[str, Any], find: Find, key: str, where: str, source:
     """The Example of a parsed row. `find` gives each medium; `source`, if given, takes the place of the row's own."""
     scores = row.get("scores", {})
     if not isinstance(scores, dict):
-        raise DataError(f"{where}: scores must be an object of lists, got {scores!r}")
+        raise DataError(f"{where}: scores must be an object of lists, got {_short(scores)}")
+    fields = row.get("fields", {})
+    if not isinstance(fields, dict):
+        raise DataError(f'{where}: fields must be an object of items, {{"title": …}}, got {_short(fields)}')
     example = Example(
         key=key,
         source=source or _text(row, "source", where),
         task=_text(row, "task", where),
-        query=_item(row.get("query"), find, where),
+        query=_item(row.get("query"), find, where) if "query" in row or not fields else Item(()),
         positives=tuple(_item(item, find, where) for item in _list(row, "positives", where)),
         negatives=tuple(_item(item, find, where) for item in _list(row, "negatives", where)),
         known=tuple(_strings(row, "known", where)),
@@ -176,6 +200,7 @@ def to_example(row: Mapping[str, Any], find: Find, key: str, where: str, source:
         target_instruction=_text(row, "target_instruction", where),
         answer=_text(row, "answer", where),
         scores={name: _floats(name, values, where) for name, values in scores.items()},
+        fields={name: _item(item, find, f"{where}: field {name!r}") for name, item in fields.items()},
     )
     check(example, where)
     return example

@@ -8,7 +8,7 @@ from typing import Any
 
 from .index import Builder, index_path
 from .parts import Kind, probe
-from .rows import names, parse
+from .rows import combination, names, parse
 from .tars import Readable, Sample, Tell, raising, samples
 from .types import Blob, DataError
 
@@ -24,7 +24,9 @@ def build_index(path: Path) -> Path:
                 part = probe(kind, Blob(media[name].data), f"{path}: sample {sample.key}: {name}")
                 at.append((name, part, media[name].offset, len(media[name].data)))
             assert sample.json is not None
-            builder.add(sample.key, row["source"], row["task"], (sample.json.offset, len(sample.json.data)), at)
+            fields = combination(row.get("fields", ()), "query" in row, bool(row.get("positives")))
+            json_at = (sample.json.offset, len(sample.json.data))
+            builder.add(sample.key, row["source"], row["task"], json_at, at, fields)
     if not len(builder):
         raise DataError(f"{path}: no samples in it; delete it or pack it anew")
     builder.write(index_path(path), path)

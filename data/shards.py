@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from .index import SUFFIX, Builder, Index, index_path, quick_digest
 from .parts import Kind, probe
-from .rows import Find, Medium, parse, to_example, to_row
+from .rows import Find, Medium, combination, parse, to_example, to_row
 from .scan import build_index, rows
 from .tars import BLOCK, Readable, ending, header, padding, raising
 from .types import Blob, DataError, Example, Part, Progress
@@ -91,7 +91,8 @@ class _Open:
         at = [
             (m.name, m.part, -1 if m.outside else self._member(f"{key}.{m.name}", m.data), len(m.data)) for m in media
         ]
-        self.builder.add(key, example.source, example.task, json_at, at)
+        fields = combination(example.fields, bool(example.query.parts), bool(example.positives))
+        self.builder.add(key, example.source, example.task, json_at, at, fields)
 
     def _member(self, name: str, data: bytes) -> int:
         start = self.length + BLOCK
