@@ -1,4 +1,4 @@
-"""Scanning a tar: every sound sample with its row, and the index built from them."""
+"""Scanning a tar: every sound sample with its row, the index built from them, and the index beside a tar, opened."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .index import Builder, index_path
+from .index import Builder, Index, index_path, quick_digest
 from .parts import Kind, probe
 from .rows import combination, names, parse
 from .tars import Readable, Sample, Tell, raising, samples
@@ -31,6 +31,24 @@ def build_index(path: Path) -> Path:
         raise DataError(f"{path}: no samples in it; delete it or pack it anew")
     builder.write(index_path(path), path)
     return index_path(path)
+
+
+def opened_index(path: Path) -> Index:
+    """The index beside a tar, built where it is missing. Raises DataError where it is that of another tar, or empty."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such shard")
+    beside = index_path(path)
+    if not beside.exists():
+        build_index(path)
+    index = Index.read(beside)
+    if index.about["tar_quick"] != quick_digest(path):
+        raise DataError(
+            f"{beside}: is the index of another tar ({index.about['tar_bytes']:,} bytes there, "
+            f"{path.stat().st_size:,} here); delete it, it is built again from the tar"
+        )
+    if not len(index):
+        raise DataError(f"{path}: no samples in it; delete it or pack it anew")
+    return index
 
 
 def rows(file: Readable, where: str, fault: Tell) -> Iterator[tuple[Sample, dict[str, Any], dict[str, Kind]]]:

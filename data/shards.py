@@ -13,10 +13,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
-from .index import SUFFIX, Builder, Index, index_path, quick_digest
+from . import cataloguing
+from .index import SUFFIX, Builder, index_path
 from .parts import Kind, probe
 from .rows import Find, Medium, combination, parse, to_example, to_row
-from .scan import build_index, rows
+from .scan import build_index, opened_index, rows
 from .tars import BLOCK, Readable, ending, header, padding, raising
 from .types import Blob, DataError, Example, Part, Progress
 from .verify import Fault, verify
@@ -33,7 +34,8 @@ def write_shards(
     progress: Progress | None = None,
     outside: str = "",
 ) -> list[Path]:
-    """Writes tars of at most `max_bytes` (a larger sample gets its own) with an index beside each; returns their paths.
+    """Writes tars of at most `max_bytes` (a larger sample gets its own) with an index beside each and the folder's
+    catalogue; returns their paths.
 
     Equal examples give equal bytes. Nothing appears under its name before all is written. `progress` is told the
     samples done, and the total where `examples` has a length (else 0). `outside` is a media folder whose files are
@@ -68,6 +70,7 @@ def write_shards(
     for temporary, path in finished:
         index_path(temporary).replace(index_path(path))
         temporary.replace(path)
+    cataloguing.write(out)
     return [path for _, path in finished]
 
 
@@ -115,19 +118,7 @@ class Shard:
 
     def __init__(self, path: Path | str, outside: str = "") -> None:
         self.path, self.outside = Path(path), outside
-        if not self.path.is_file():
-            raise DataError(f"{self.path}: no such shard")
-        beside = index_path(self.path)
-        if not beside.exists():
-            build_index(self.path)
-        self.index = Index.read(beside)
-        if self.index.about["tar_quick"] != quick_digest(self.path):
-            raise DataError(
-                f"{beside}: is the index of another tar ({self.index.about['tar_bytes']:,} bytes there, "
-                f"{self.path.stat().st_size:,} here); delete it, it is built again from the tar"
-            )
-        if not len(self.index):
-            raise DataError(f"{self.path}: no samples in it; delete it or pack it anew")
+        self.index = opened_index(self.path)
 
     def __len__(self) -> int:
         return len(self.index)

@@ -10,24 +10,20 @@ import json
 import logging
 import os
 import shutil
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from .catalogue import user_cache
+from .cataloguing import opened
 from .counter import choose
 from .index import index_path
 from .mapping import examples
-from .shards import Shard, write_shards
+from .opened import JoinedRows, ShardRows, picked
+from .shards import write_shards
 from .tables import files
 from .types import DataError, Example, Rows, Source, Step, Where, digest
 
-_OPEN_SHARDS = 64  # kept open at a time: each holds two file handles, of which a process has 1,024
 _LAYOUT = 1  # of the cache beside a table: another number, another folder
 
 log = logging.getLogger(__name__)
@@ -51,10 +47,7 @@ class Shards:
 
     def open(self, where: Where) -> Rows:
         root = (Path(self.at) if isinstance(self.at, str) else where(self.at)) / self.folder
-        paths = [root] if root.is_file() else sorted(root.rglob("*.tar"))
-        if not paths:
-            raise DataError(f"source {self.name!r}: no *.tar under {root}; pack some, or correct the path")
-        return ShardRows.of(self.name, paths)
+        return ShardRows(self.name, opened(root, self.name))
 
 
 @dataclass(frozen=True)
@@ -87,12 +80,12 @@ class Table:
         stamp = {str(t): [t.stat().st_size, t.stat().st_mtime_ns] for t in tables}
         beside = path.with_name(f"{path.name}.index")
         if not os.access(path.parent, os.W_OK):
-            beside = _user_cache() / digest(str(path.absolute()))
+            beside = user_cache("tables") / digest(str(path.absolute()))
         cache = beside / digest(json.dumps(settings, sort_keys=True))[:16]
         if not _fresh(cache, stamp):
             log.info("source %r: indexing %s", self.name, path)
             self._build(cache, folder, stamp)
-        return ShardRows.of(self.name, sorted(cache.glob("*.tar")), str(folder.absolute()))
+        return ShardRows(self.name, opened(cache, self.name), str(folder.absolute()))
 
     def _build(self, cache: Path, folder: Path, stamp: Mapping[str, object]) -> None:
         """Fills the cache, aside and renamed; where another process was quicker, its result is as good."""
@@ -128,7 +121,7 @@ class Take:
 
     def open(self, where: Where) -> Rows:
         rows = self.source.open(where)
-        return _picked(self.name, rows, choose(len(rows), self.count, self.seed, "take"))
+        return picked(self.name, rows, choose(len(rows), self.count, self.seed, "take"))
 
 
 @dataclass(frozen=True)
@@ -149,7 +142,7 @@ class Rest:
         kept = [i for i in range(len(rows)) if i not in taken]
         if not kept:
             raise DataError(f"source {self.name!r}: count={self.count} of its {len(rows)} rows leaves none; lower it")
-        return _picked(self.name, rows, kept)
+        return picked(self.name, rows, kept)
 
 
 @dataclass(frozen=True)
@@ -172,7 +165,7 @@ class AtLeast:
         kept = [i for i in range(len(rows)) if max(self._right(rows[i])) >= self.value]
         if not kept:
             raise DataError(f"source {self.name!r}: no row has a positive with {self.score!r} of {self.value} or more")
-        return _picked(self.name, rows, kept, self)
+        return picked(self.name, rows, kept, f"{self.score} {self.value!r}", self.cut)
 
     def _right(self, example: Example) -> tuple[float, ...]:
         if self.score not in example.scores:
@@ -201,109 +194,8 @@ class Concat:
     def open(self, where: Where) -> Rows:
         if not self.sources:
             raise DataError(f"source {self.name!r}: nothing to join; name one source or more")
-        opened = tuple(source.open(where) for source in self.sources)
-        return JoinedRows(self.name, opened, tuple(accumulate(len(rows) for rows in opened)))
-
-
-@dataclass
-class ShardRows:
-    """Rows over many shards, of which only a few are open at a time. Pickled to workers, where each opens its own."""
-
-    name: str
-    digest: str
-    paths: tuple[Path, ...]
-    ends: tuple[int, ...]  # running total of rows at the end of each shard
-    outside: str = ""  # media folder of a table's cache
-    opened: OrderedDict[int, Shard] = field(default_factory=OrderedDict, repr=False, compare=False)
-
-    @staticmethod
-    def of(name: str, paths: list[Path], outside: str = "") -> ShardRows:
-        """Opens each shard once for its counts. Raises DataError where two of them give equal keys."""
-        lengths, digests = list[int](), list[str]()
-        first_keys = dict[tuple[str, ...], Path]()
-        for path in paths:
-            shard = Shard(path, outside)
-            lengths.append(len(shard))
-            digests.append(shard.digest)
-            first = (*sorted(shard.index.about["sources"]), shard.index.key(0))
-            if first in first_keys:
-                raise DataError(
-                    f"source {name!r}: {path} and {first_keys[first]} give equal keys ({first[-1]!r}); "
-                    f"pack one of them with another prefix or source name"
-                )
-            first_keys[first] = path
-        return ShardRows(name, digest("shards", name, *digests), tuple(paths), tuple(accumulate(lengths)), outside)
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: int) -> Example:
-        i, at = _place(self.name, self.ends, index)
-        return self._shard(i).example(at, self.name)
-
-    def _shard(self, i: int) -> Shard:
-        if i not in self.opened:
-            if len(self.opened) >= _OPEN_SHARDS:
-                self.opened.popitem(last=False)
-            self.opened[i] = Shard(self.paths[i], self.outside)
-        self.opened.move_to_end(i)
-        return self.opened[i]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "opened": OrderedDict()}
-
-
-@dataclass(frozen=True)
-class PickedRows:
-    """Some rows of others, in ascending order."""
-
-    name: str
-    digest: str
-    rows: Rows
-    picked: NDArray[np.int64]
-    least: AtLeast | None = None
-
-    def __len__(self) -> int:
-        return len(self.picked)
-
-    def __getitem__(self, index: int) -> Example:
-        _place(self.name, (len(self),), index)
-        example = replace(self.rows[int(self.picked[index])], source=self.name)
-        return self.least.cut(example) if self.least else example
-
-
-def _picked(name: str, rows: Rows, picked: list[int], least: AtLeast | None = None) -> PickedRows:
-    places = np.array(picked, dtype=np.int64)
-    cut = f"{least.score} {least.value!r}" if least else ""
-    return PickedRows(name, digest("picked", name, rows.digest, cut, places.tobytes()), rows, places, least)
-
-
-@dataclass(frozen=True)
-class JoinedRows:
-    """Rows behind rows."""
-
-    name: str
-    parts: tuple[Rows, ...]
-    ends: tuple[int, ...]
-
-    @property
-    def digest(self) -> str:
-        return digest("joined", self.name, *(rows.digest for rows in self.parts))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, index: int) -> Example:
-        i, at = _place(self.name, self.ends, index)
-        return replace(self.parts[i][at], source=self.name)
-
-
-def _place(name: str, ends: tuple[int, ...], index: int) -> tuple[int, int]:
-    """(which part, which row of it) of a row, where the parts end at `ends`. Raises IndexError outside."""
-    if not 0 <= index < ends[-1]:
-        raise IndexError(f"source {name!r}: row {index} of {ends[-1]}")
-    i = bisect_right(ends, index)
-    return i, index - (ends[i - 1] if i else 0)
+        parts = tuple(source.open(where) for source in self.sources)
+        return JoinedRows(self.name, parts)
 
 
 def _name(source: object, name: str) -> None:
@@ -318,10 +210,6 @@ def _fresh(cache: Path, stamp: Mapping[str, object]) -> bool:
         return whole and bool(json.loads((cache / "stamp.json").read_text()) == stamp)
     except (OSError, ValueError):
         return False
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omni2vec" / "tables"
 
 
 def below(folder: str | Path) -> tuple[Shards, ...]:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from omni2vec.data import sources
+from omni2vec.data import opened
 from omni2vec.data.shards import write_shards
 from omni2vec.data.sources import AtLeast, Concat, Rest, Shards, Take
 from omni2vec.data.types import DataError, Example, Item, Rows, Step, Text
@@ -71,11 +71,12 @@ def test_rows_are_pickled_to_workers_without_their_open_files(tmp_path: Path) ->
 
 
 def test_more_shards_than_may_be_open_are_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_OPEN_SHARDS", 2)
+    monkeypatch.setattr(opened, "_OPEN_SHARDS", 2)
     write_shards([plain(i) for i in range(12)], tmp_path / "set", max_bytes=3000)
-    rows = sources.ShardRows.of("set", sorted((tmp_path / "set").glob("*.tar")))
+    rows = Shards(str(tmp_path / "set")).open(nowhere)
+    assert isinstance(rows, opened.ShardRows)
     assert texts(rows) == [f"q{i}" for i in range(12)]
-    assert len(rows.paths) > 4 and len(rows.opened) == 2
+    assert len(rows.ends) > 4 and len(rows.opened) == 2
 
 
 def test_the_digest_names_the_content_and_not_the_place(tmp_path: Path) -> None:

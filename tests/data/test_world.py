@@ -163,7 +163,7 @@ def test_shards_are_equal_to_the_byte_on_one_core_and_on_several(
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1}, raising=False)
     world.make(tmp_path / "two", lambda step: tmp_path)
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*"))
-    assert len(files) == 2 * 4 * 2  # a tar and its index, of each task and split
+    assert len(files) == 2 * 4 * 3  # a tar, its index and a catalogue, of each task and split
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
 
 
