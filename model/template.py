@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ..data.types import Audio, DataError, Events, Image, Item, Part, Prompted, Text, Video
 from .skeleton import Piece, Place, Slot, skeleton
-from .turns import Medium, Range, Turn, fill
+from .turns import Medium, Range, Turn, fill, joined
 
 FILE = "omni2vec_template.json"
 
@@ -31,6 +31,7 @@ class Rendered:
     cuttable: tuple[Range, ...]  # item texts, in the order they stand: all that may be cut
     answer: str  # follows `text` directly, with its end of turn; "" if none
     cut_front: tuple[bool, ...] = ()  # one per cuttable range: cut at its start (events: the oldest go first)
+    fewer: Rendered | None = None  # the same without its last demonstration: what gives way first to a limit
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,11 @@ class Template:
         return Rendered(
             text=text + self.tail,
             media=tuple(order),
-            instruction=tuple(span for tag, span in spans if tag == "instruction"),
+            instruction=tuple(span for tag, span in joined(spans, "shot") if tag in ("instruction", "shot")),
             cuttable=tuple(span for span, _ in cut),
             answer=self._answer(turns, text, prompted) if prompted.answer else "",
             cut_front=tuple(front for _, front in cut),
+            fewer=self.render(replace(prompted, shots=prompted.shots[:-1])) if prompted.shots else None,
         )
 
     def _pieces(self, turns: list[Turn], generation: bool) -> tuple[Piece, ...]:
@@ -245,10 +247,10 @@ def _turns(template: Template, prompted: Prompted) -> list[Turn]:
     user = Turn("user")
     for shot in prompted.shots:
         for frame, item in zip(template.shot, shot, strict=False):
-            user.say("instruction", frame, open=True)
+            user.say("shot", frame, open=True)
             for part in _ordered(template, item):
-                user.add(part, "instruction", after=True)
-        user.say("instruction", template.shot[2], open=True)
+                user.add(part, "shot", after=True)
+        user.say("shot", template.shot[2], open=True)
     front = instruction if template.instruct == "front" else ""
     for part in _ordered(template, prompted.item):
         if front and isinstance(part, Text | Events):

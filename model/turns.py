@@ -11,7 +11,7 @@ from .skeleton import Piece, Place, Slot
 
 Medium = Image | Video | Audio
 Range = tuple[int, int]  # of characters: [start, end)
-Tag = Literal["fixed", "instruction", "text", "events"]
+Tag = Literal["fixed", "instruction", "shot", "text", "events", "media"]
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Entry:
     medium: Medium | None = None
     segments: list[tuple[Tag, str]] = field(default_factory=list)
     open: bool = False
+    tag: Tag = "media"  # of a medium: "shot" in a demonstration
 
     @property
     def kind(self) -> str:
@@ -52,19 +53,25 @@ class Turn:
                 self.say("events" if tag == "text" else tag, lines, open=True)
                 self.say("fixed", f"\n</{name}>", open=after)
             case _:
-                self.entries.append(Entry(part))
+                self.entries.append(Entry(part, tag="shot" if tag == "shot" else "media"))
 
 
 def fill(pieces: Iterable[Piece], entries: Iterable[Entry]) -> tuple[str, list[tuple[Tag, Range]]]:
-    """The text, and the ranges of its tagged segments. Empty segments have none."""
+    """The text, and the ranges of its tagged segments and media, in order. Empty segments have none."""
+    entries = list(entries)
     texts = [e.segments for e in entries if e.kind == "text"]
+    media: dict[str, list[Tag]] = {}  # by kind, in their order
+    for e in entries:
+        if e.medium is not None:
+            media.setdefault(e.kind, []).append(e.tag)
+    tags = {kind: iter(found) for kind, found in media.items()}
     out: list[str] = []
     spans: list[tuple[Tag, Range]] = []
     at = 0
     for piece in pieces:
         segments: list[tuple[Tag, str]] = [("fixed", piece)] if isinstance(piece, str) else []
         if isinstance(piece, Place):
-            segments = [("fixed", piece.token)]
+            segments = [(next(tags[piece.kind]), piece.token)]
         elif isinstance(piece, Slot):
             segments = _strip(texts[piece.index], piece)
         for tag, text in segments:
@@ -73,6 +80,18 @@ def fill(pieces: Iterable[Piece], entries: Iterable[Entry]) -> tuple[str, list[t
             out.append(text)
             at += len(text)
     return "".join(out), spans
+
+
+def joined(spans: Iterable[tuple[Tag, Range]], tag: Tag) -> list[tuple[Tag, Range]]:
+    """The ranges, with those of `tag` that nothing but fixed text stands between made one: a demonstration's markers
+    around its pictures belong to it."""
+    out: list[tuple[Tag, Range]] = []
+    for found, (start, end) in spans:
+        if out and found == out[-1][0] == tag:
+            out[-1] = (tag, (out[-1][1][0], end))
+        else:
+            out.append((found, (start, end)))
+    return out
 
 
 def _strip(segments: list[tuple[Tag, str]], slot: Slot) -> list[tuple[Tag, str]]:

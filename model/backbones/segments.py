@@ -1,8 +1,8 @@
 """One rendered prompt to token ids: what is shrunk, cut and counted. Shared by every family with a tokenizer.
 
 A family says how a medium becomes tokens (`Media`); this file does the rest in an order that never changes: tokenise,
-shrink pictures and frames until the whole fits `Limits.max_tokens`, then cut the longest text. The template's own
-tokens, media tokens and embedding tokens are never cut.
+leave out demonstrations, the last first, until the whole fits `Limits.max_tokens` or none is left; shrink pictures and
+frames; then cut the longest text. The template's own tokens, media tokens and embedding tokens are never cut.
 """
 
 from __future__ import annotations
@@ -166,8 +166,9 @@ class Tokens:
         # Tokenised apart from the prompt, so that no answer can change a token of its prompt.
         spelled = iter(self.tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else [])
         out = []
-        for draft, r, p, lim in zip(drafts, rendered, prompts, limits, strict=True):
-            answer = next(spelled) if r.answer else []
+        for whole, asked, p, lim in zip(drafts, rendered, prompts, limits, strict=True):
+            answer = next(spelled) if asked.answer else []
+            draft, r = self._fewer(whole, asked, p, lim, len(answer))
             out.append(self._finish(self._shrink(draft, r, p, lim, len(answer)), answer, r, p, lim))
         return out
 
@@ -195,6 +196,16 @@ class Tokens:
                 batch["input_ids"], batch["offset_mapping"], texts, media, strict=True
             )
         ]
+
+    def _fewer(
+        self, draft: _Draft, rendered: Rendered, prompt: Prompted, limits: Limits, answer: int
+    ) -> tuple[_Draft, Rendered]:
+        """Without as many demonstrations as stand between the prompt and the limit, so that nothing of the Item's own
+        is shrunk or cut for them."""
+        while rendered.fewer is not None and self._total(draft) + answer > limits.max_tokens:
+            rendered = rendered.fewer
+            draft = self._drafts([rendered], [self._fitted(rendered, prompt, limits)], [prompt])[0]
+        return draft, rendered
 
     def _media_tokens(self, draft: _Draft) -> int:
         return sum(self.family.tokens(m) for m in draft.media)

@@ -139,7 +139,7 @@ def test_demonstrations_stand_before_the_query_and_count_as_instruction():
     assert f"user\nQuery: q1\nAnswer: {mark}\n\n{mark}q<|im_end|>" in rendered.text
     assert rendered.media == (PICTURE, OTHER)
     assert [rendered.text[a:b] for a, b in rendered.cuttable] == ["q"]
-    assert "q1" in [rendered.text[a:b] for a, b in rendered.instruction]
+    assert [rendered.text[a:b] for a, b in rendered.instruction] == ["Find.", f"Query: q1\nAnswer: {mark}\n\n"]
 
 
 def test_a_layout_that_knows_no_demonstrations_refuses_them_by_key():
