@@ -179,8 +179,9 @@ class Clock:
 
 @dataclass(frozen=True)
 class Limits:
-    """What an Item may cost. Pictures and frames shrink first, then the longest text is cut; never the template's tail,
-    media tokens or embedding tokens. Pixels are per picture or frame, after the resize."""
+    """What an Item may cost. Demonstrations are left out first, then pictures and frames shrink, then the longest text
+    is cut; never the template's tail, media tokens or embedding tokens. Pixels are per picture or frame, after the
+    resize."""
 
     max_tokens: int = 2048
     max_pixels: int = 1280 * 28 * 28
@@ -200,6 +201,7 @@ class Cost:
     towers: tuple[str, ...] = ()  # media in it: "image", "video", "audio"
     shrunk: bool = False  # media were resized below what Limits alone would give, to fit max_tokens
     cut: int = 0  # text tokens cut off to fit max_tokens
+    left: int = 0  # demonstrations left out to fit max_tokens
 
 
 class Where(Protocol):

@@ -69,11 +69,12 @@ class Segment:
     spans: list[tuple[int, int, str]] = field(default_factory=list)  # (start, stop, kind) of each run of media tokens
     shrunk: bool = False
     cut: int = 0
+    left: int = 0  # demonstrations that there was no room for
 
     def cost(self) -> Cost:
         answer = len(self.ids) - self.prefix
         towers = tuple(dict.fromkeys(m.kind for m in self.media))
-        return Cost(len(self.ids), answer, towers, self.shrunk, self.cut)
+        return Cost(len(self.ids), answer, towers, self.shrunk, self.cut, self.left)
 
 
 def _expand(rendered: Rendered, media: Sequence[Medium], family: Media, key: str) -> tuple[str, list[tuple[int, int]]]:
@@ -168,8 +169,9 @@ class Tokens:
         out = []
         for whole, asked, p, lim in zip(drafts, rendered, prompts, limits, strict=True):
             answer = next(spelled) if asked.answer else []
-            draft, r = self._fewer(whole, asked, p, lim, len(answer))
+            draft, r, left = self._fewer(whole, asked, p, lim, len(answer))
             out.append(self._finish(self._shrink(draft, r, p, lim, len(answer)), answer, r, p, lim))
+            out[-1].left = left
         return out
 
     def _fitted(self, rendered: Rendered, prompt: Prompted, limits: Limits) -> list[Medium]:
@@ -199,13 +201,14 @@ class Tokens:
 
     def _fewer(
         self, draft: _Draft, rendered: Rendered, prompt: Prompted, limits: Limits, answer: int
-    ) -> tuple[_Draft, Rendered]:
+    ) -> tuple[_Draft, Rendered, int]:
         """Without as many demonstrations as stand between the prompt and the limit, so that nothing of the Item's own
-        is shrunk or cut for them."""
+        is shrunk or cut for them; and how many."""
+        left = 0
         while rendered.fewer is not None and self._total(draft) + answer > limits.max_tokens:
-            rendered = rendered.fewer
+            rendered, left = rendered.fewer, left + 1
             draft = self._drafts([rendered], [self._fitted(rendered, prompt, limits)], [prompt])[0]
-        return draft, rendered
+        return draft, rendered, left
 
     def _media_tokens(self, draft: _Draft) -> int:
         return sum(self.family.tokens(m) for m in draft.media)
