@@ -12,15 +12,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
+from . import patterns
 from .chunks import Chunk, plan
 from .crew import Crew, Inline, Later, Pool
-from .mix import Feed
-from .order import Address, Order
+from .deck import WINDOW, Deck
+from .mix import Feed, Mix, Weighted
+from .order import Address, Setting, ordered
 from .ranks import ALONE, Ranks
 from .relation import Relation
-from .types import Cost, DataError, Example, Limits, Rows
+from .types import Cost, DataError, Example, Limits, Rows, Where
 from .wire import pack, unpack
 from .work import Bad, Collated, Format, Measured, Work
 
@@ -31,10 +34,12 @@ T = TypeVar("T", bound=Collated)
 
 @dataclass(frozen=True)
 class Skipped:
-    """Rows left out because they could not be read or decoded: how often, by source, and the keys of all."""
+    """Rows left out because they could not be read or decoded: how often, by source, and the keys of all. lacking: rows
+    that could form none of their feed's patterns, how often, by source."""
 
     sources: Mapping[str, int] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    lacking: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,8 @@ class Loader(Generic[T]):
     in `failed` of their chunk); more than max_skipped such rows end the run. Plans are the same for any workers.
     stretch: an item longer than the budget raises the budget of its step, instead of an error. ranks: each rank counts
     its share of a step's rows, all know the whole plan, and each collates its own chunks; all must begin the same steps
-    in the same order.
+    in the same order. mix, window: see data/mix.py and data/deck.py; steps: of the stage, on which schedules hang;
+    told: what an adaptive mix has found before; where: the folders of the steps that feeds and mix name.
     """
 
     def __init__(
@@ -105,12 +111,26 @@ class Loader(Generic[T]):
         skipped: Skipped | None = None,
         stretch: bool = False,
         ranks: Ranks = ALONE,
+        mix: Mix | None = None,
+        window: int = WINDOW,
+        steps: int = 0,
+        told: Sequence[tuple[int, ...]] = (),
+        where: Where | None = None,
     ) -> None:
         _check(rows, feeds, prefetch, on_error)
         self.names = tuple(r.name for r in rows)
-        self.order = Order(tuple(len(r) for r in rows), tuple(f.weight for f in feeds), batch, sub_batch, seed)
+        self.told = list(told)
+        self.setting = Setting(batch, sub_batch, seed, steps, mix or Weighted(), window)
+        decks = tuple(_deck(r, f, window, where) for r, f in zip(rows, feeds, strict=True))
+        self.factors = self.setting.mix.factors(self.names, [len(r) for r in rows], where)
+        self.order = ordered(self.names, decks, feeds, self.factors, self.setting, self.told)
+        if stop is not None and stop > self.order.steps:
+            raise DataError(_dry(stage, stop, self.order.steps, rows, feeds))
+        for r, f in zip(rows, feeds, strict=True):
+            if f.patterns:
+                patterns.absent(getattr(r, "fields", None), f.patterns, r.name)
         own = tuple(f.limits or limits for f in feeds)
-        self._work: Work[T] = Work(tuple(rows), tuple(feeds), format, own, seed, on_error == "skip")
+        self._work: Work[T] = Work(tuple(rows), tuple(feeds), format, own, seed, on_error == "skip", steps)
         self._crew: Crew[Work[T]] = Pool(self._work, workers) if workers else Inline(self._work)
         self.budget, self.prefetch, self.pin, self.stage = budget, prefetch, pin, stage
         self.max_skipped, self.start, self.stop, self.stretch = max_skipped, start, stop, stretch
@@ -118,10 +138,23 @@ class Loader(Generic[T]):
         self._last: Future[Plan] | None = None  # of the plans that threads are making, in order
         before = skipped or Skipped()
         self._counts, self._keys = Counter(before.sources), dict.fromkeys(before.keys)
+        self._lacking = Counter(before.lacking)
 
     @property
     def skipped(self) -> Skipped:
-        return Skipped(dict(self._counts), tuple(self._keys))
+        return Skipped(dict(self._counts), tuple(self._keys), dict(self._lacking))
+
+    def tell(self, shares: tuple[int, ...]) -> None:
+        """What an adaptive mix has found for its next block. No batch of that block may have been begun: iterating
+        begins a batch when the one before it is asked for."""
+        self.told.append(shares)
+        self.order.forget(len(self.told))
+
+    def _known(self, step: int) -> None:
+        """That the mixer's state reaches to this batch."""
+        adaptive = self.setting.mix.adaptive
+        if adaptive is not None and step // adaptive.every > len(self.told):
+            raise RuntimeError(f"batch {step} begun before its shares were told; iterate through a stage")
 
     def __enter__(self) -> Loader[T]:
         return self
@@ -159,7 +192,10 @@ class Loader(Generic[T]):
             yield now.plan, self._counted(now.plan, chunks) if self.ranks.size == 1 else chunks
 
     def _begin(self, step: int) -> _Step[T] | None:
-        return None if self.stop is not None and step >= self.stop else _Step(self, step)
+        if self.stop is not None and step >= self.stop:
+            return None
+        self._known(step)
+        return _Step(self, step)
 
     def _take(self, now: _Step[T], then: _Step[T] | None) -> Iterator[T]:
         """The chunks of `now`. Behind them, as workers come free, those of `then` are begun."""
@@ -193,6 +229,9 @@ class Loader(Generic[T]):
 
     def _skip(self, bad: Sequence[Bad]) -> None:
         for b in bad:
+            if b.lacking:
+                self._lacking[self.names[b.source]] += 1
+                continue
             self._counts[self.names[b.source]] += 1
             self._keys[b.key] = None
             log.warning("skipped %s: %s", b.key, b.reason)
@@ -317,6 +356,27 @@ def _plan(loader: Loader[T], step: int, measured: Sequence[Measured | Bad]) -> P
         slots=slots,
         bad=bad,
         of_ranks=tuple(of_ranks) if len(of_ranks) > 1 else (),
+    )
+
+
+def _deck(rows: Rows, feed: Feed, window: int, where: Where | None) -> Deck:
+    """A source's rows in shards, or in the clusters that its feed names."""
+    if not feed.clusters:
+        return Deck.of(rows, window)
+    if not isinstance(feed.clusters, str) and where is None:
+        raise ValueError(f"feed {rows.name!r}: clusters={feed.clusters.name!r}: that step's folder is not known here")
+    from .clusters import grouped
+
+    folder = Path(feed.clusters) if isinstance(feed.clusters, str) or where is None else where(feed.clusters)
+    members, ends = grouped(folder, rows)
+    return Deck(ends, 1, members)
+
+
+def _dry(stage: str, stop: int, steps: float, rows: Sequence[Rows], feeds: Sequence[Feed]) -> str:
+    given = ", ".join(f"{r.name} {f.epochs:g} x {len(r):,} rows" for r, f in zip(rows, feeds, strict=True))
+    return (
+        f"{f'stage {stage!r}: ' if stage else ''}{stop:,} steps asked, but all sources have ended after {int(steps):,} "
+        f"({given}); lower steps, or let one source go on (epochs)"
     )
 
 

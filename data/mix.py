@@ -7,20 +7,17 @@ because many. data/turns.py deals them out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, get_args
 
-import numpy as np
-
-from .counter import bits, permuted
 from .instructions import Instructions
-from .patterns import Draw, Pattern
+from .patterns import Draw, Pattern, checked
 from .schedules import Schedule, ends
-from .types import Limits, Source, Step
+from .types import DataError, Limits, Source, Step, Where
 
-_CYCLE = 1024  # the longest cycle that is searched for an exact share; beyond it shares are rounded
-_LONGEST = 1 << 20
+_PARTS = 1 << 16  # an adaptive share is a whole number of these: ranks and a resumed run agree to the bit
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,10 @@ class Feed:
             if not all(least <= end <= most for end in ends(value)):
                 known = f"{least:g} or more" if most == math.inf else f"{least:g} to {most:g}"
                 raise ValueError(f"feed {self.source.name!r}: {name}={value}; expected {known}")
+        if self.patterns:
+            checked(self.patterns, self.source.name)
+        if self.instructions is not None and (self.instruction, self.target_instruction) != (None, None):
+            raise ValueError(f"feed {self.source.name!r}: instructions beside a fixed instruction; give one of them")
         if not self.epochs > 0:
             raise ValueError(f"feed {self.source.name!r}: epochs={self.epochs}; expected more than 0")
         for name, words in (("draw", get_args(Draw)), ("missing", ("raise", "skip"))):
@@ -79,61 +80,139 @@ class Feed:
                 raise ValueError(f"feed {self.source.name!r}: {name}={getattr(self, name)!r}; expected {known}")
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """`counts[s]` of every `cycle` consecutive sub-batches are source s's, in an order drawn anew for each cycle."""
-
-    counts: tuple[int, ...]
-    seed: int
+class Mix(Protocol):
+    """How the feeds of a stage share its batches."""
 
     @property
-    def cycle(self) -> int:
-        return sum(self.counts)
+    def hold(self) -> int:
+        """Steps that one source fills alone; 0: every sub-batch draws its own source."""
+        ...
 
-    def sources(self, start: int, count: int) -> list[tuple[int, int]]:
-        """(source, how many sub-batches it had before) of the sub-batches start, ..., start + count - 1 of the run."""
-        had: list[int] = []
-        found: list[tuple[int, int]] = []
-        deck = np.repeat(np.arange(len(self.counts)), self.counts)
-        order = deck
-        for j in range(start, start + count):
-            cycle, place = divmod(j, self.cycle)
-            if place == 0 or not had:
-                order = deck[permuted(np.arange(self.cycle), self.cycle, bits(self.seed, "mixture"), cycle)]
-                inside = np.bincount(order[:place], minlength=len(self.counts))
-                had = [cycle * c + int(n) for c, n in zip(self.counts, inside, strict=True)]
-            s = int(order[place])
-            found.append((s, had[s]))
-            had[s] += 1
-        return found
+    @property
+    def adaptive(self) -> Adaptive | None: ...
+
+    def factors(self, names: Sequence[str], sizes: Sequence[int], where: Where | None) -> tuple[float, ...]:
+        """What each feed's weight is multiplied by. sizes: rows."""
+        ...
 
 
-def schedule(weights: Sequence[float], seed: int) -> Mixture:
-    """The Mixture of the shares weights / sum(weights): in the shortest cycle that is exact, else by largest remainder
-    in one long enough to give the smallest share 16 turns (a share under 1/65,536 is refused). A weight of 0 is never
-    drawn."""
-    shares = np.asarray(weights, dtype=np.float64)
-    if not len(shares) or not np.isfinite(shares).all() or (shares < 0).any() or not shares.sum() > 0:
-        raise ValueError(f"weights {list(weights)}: expected finite numbers, none negative and one positive at least")
-    shares = shares / shares.sum()
-    for cycle in range(1, _CYCLE + 1):
-        turns = shares * cycle
-        if np.abs(turns - turns.round()).max() < 1e-9 * cycle and (turns.round() > 0)[shares > 0].all():
-            return Mixture(tuple(int(t) for t in turns.round()), seed)
-    smallest = shares[shares > 0].min()
-    cycle = max(_CYCLE, int(np.ceil(16 / smallest)))
-    if cycle > _LONGEST:
-        raise ValueError(
-            f"weights {list(weights)}: the smallest share is {smallest:.2g}, less than {16 / _LONGEST:.2g}; "
-            "raise it or leave that source out"
-        )
-    return Mixture(tuple(apportion(shares, cycle)), seed)
+@dataclass(frozen=True)
+class Weighted:
+    """The feeds' weights as they are."""
+
+    hold = 0
+    adaptive = None
+
+    def factors(self, names: Sequence[str], sizes: Sequence[int], where: Where | None) -> tuple[float, ...]:
+        return (1.0,) * len(names)
 
 
-def apportion(shares: Sequence[float] | np.ndarray, total: int) -> list[int]:
-    """Whole numbers that sum to total, nearest to shares (which sum to 1): the method of largest remainder."""
-    exact = np.asarray(shares, dtype=np.float64) * total
-    whole = np.floor(exact).astype(np.int64)
-    for s in np.argsort(whole - exact, kind="stable")[: total - int(whole.sum())]:
-        whole[s] += 1
-    return [int(w) for w in whole]
+@dataclass(frozen=True)
+class BySize:
+    """Proportional to min(rows, cap) ** alpha, times the weights: alpha 1 goes through all sources alike often, 0 gives
+    each the same share, and what lies between flattens (multilingual BERT; T5's temperature is 1 / alpha and its cap
+    the same, arXiv:1910.10683). cap 0: none."""
+
+    alpha: float = 0.5
+    cap: int = 0
+    hold = 0
+    adaptive = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha >= 0 and self.cap >= 0):
+            raise ValueError(f"BySize(alpha={self.alpha}, cap={self.cap}): expected 0 or more of both")
+
+    def factors(self, names: Sequence[str], sizes: Sequence[int], where: Where | None) -> tuple[float, ...]:
+        return tuple(float(min(n, self.cap) if self.cap else n) ** self.alpha for n in sizes)
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """The weights that a Balance step found by the sources' likeness to those that count (SAIL, arXiv:2510.12709)."""
+
+    at: Step | str
+    hold = 0
+    adaptive = None
+
+    def factors(self, names: Sequence[str], sizes: Sequence[int], where: Where | None) -> tuple[float, ...]:
+        from .weights import weights_of
+
+        folder = Path(self.at) if isinstance(self.at, str) else (where(self.at) if where is not None else None)
+        if folder is None:
+            raise ValueError(f"Balanced(at={self.at.name!r}): that step's folder is not known here")
+        weights = weights_of(folder)
+        if missing := [n for n in names if n not in weights]:
+            known = ", ".join(weights)
+            raise DataError(f"{folder}: no weight for source {missing[0]!r}; balance it too, there are {known}")
+        return tuple(weights[n] for n in names)
+
+
+@dataclass(frozen=True)
+class Specialised:
+    """Stochastic specialisation (SAIL, arXiv:2510.12709): one source fills all batches of `steps` steps, drawn by the
+    shares of `of`. The draw is without replacement, so that a cycle has every source as often as its share says; a
+    step's source is as likely as in independent draws."""
+
+    steps: int = 1
+    of: Mix = field(default_factory=Weighted)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.of.hold:
+            raise ValueError(f"{self}: expected steps of 1 or more, of a mix that holds no source itself")
+
+    @property
+    def hold(self) -> int:
+        return self.steps
+
+    @property
+    def adaptive(self) -> Adaptive | None:
+        return self.of.adaptive
+
+    def factors(self, names: Sequence[str], sizes: Sequence[int], where: Where | None) -> tuple[float, ...]:
+        return self.of.factors(names, sizes, where)
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Shares that follow what training shows, anew every `every` steps.
+
+    by: "loss", a source's loss over its first measured one, so that those that have learned least get more; or
+    "score", 1 less the validation score named like the source. A share is its base times exp(strength * (need - mean
+    need)); `floor` of it stays at the base, so that no source starves. smooth: weight of the need seen before. SAIL
+    (arXiv:2510.12709) balances by likeness to the target (`Balanced`); learning from excess loss is DoReMi's
+    (arXiv:2305.10429), here against the source's own start instead of a second model.
+    """
+
+    every: int = 100
+    by: Literal["loss", "score"] = "loss"
+    strength: float = 2.0
+    floor: float = 0.25
+    smooth: float = 0.5
+    of: Mix = field(default_factory=Weighted)
+
+    def __post_init__(self) -> None:
+        if self.every < 2 or self.by not in ("loss", "score") or self.of.adaptive is not None:
+            raise ValueError(f"{self}: expected every of 2 or more, by 'loss' or 'score', of a mix that adapts nothing")
+        if not (math.isfinite(self.strength) and 0 <= self.floor <= 1 and 0 <= self.smooth < 1):
+            raise ValueError(f"{self}: expected a finite strength, floor in [0, 1] and smooth in [0, 1)")
+
+    @property
+    def hold(self) -> int:
+        return self.of.hold
+
+    @property
+    def adaptive(self) -> Adaptive | None:
+        return self
+
+    def factors(self, names: Sequence[str], sizes: Sequence[int], where: Where | None) -> tuple[float, ...]:
+        return self.of.factors(names, sizes, where)
+
+    def shares(self, base: Sequence[float], need: Mapping[int, float]) -> tuple[int, ...]:
+        """Each source's share in parts of 65,536 (1 at least, where its base is positive). base: weights; need: by
+        source, where it was seen: the others' is the mean."""
+        total, seen = sum(base), [need[s] for s in need if base[s] > 0]
+        mean = sum(seen) / len(seen) if seen else 0.0
+        raised = [w * math.exp(self.strength * (need.get(s, mean) - mean)) for s, w in enumerate(base)]
+        lifted = sum(raised)
+        mixed = [self.floor * w / total + (1 - self.floor) * r / lifted for w, r in zip(base, raised, strict=True)]
+        return tuple(max(1, round(_PARTS * m)) if w > 0 else 0 for w, m in zip(base, mixed, strict=True))

@@ -1,19 +1,25 @@
-"""Which rows are batch t: a pure function of (sizes, weights, batch, sub_batch, seed, t), and so a seek.
+"""Which rows are batch t: a pure function of (sources, feeds, mix, seed, t) and the mixer's state, and so a seek.
 
-A source's draws run through one permutation of its rows an epoch. A sub-batch may reach over the end of an epoch:
-what is left of it is not lost, and the next epoch goes on in the same sub-batch.
+A source's draws run through its deck epoch by epoch. A sub-batch may reach over the end of an epoch: what is left of it
+is not lost, and the next epoch goes on in the same sub-batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from .counter import permuted
-from .mix import Mixture, schedule
+from .deck import WINDOW, Deck
+from .mix import Feed, Mix, Weighted
+from .schedules import Phases, Ramp, at
+from .turns import Blocks, Held, Turns, checked, schedule
+
+_FINE = 100  # blocks of a stage whose weights are scheduled
+_LONG = 1024  # steps of a block in which only an end may change the shares
 
 
 class Address(NamedTuple):
@@ -29,51 +35,148 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """sizes: rows of each source; weights: their shares of the sub-batches; batch, sub_batch: rows."""
+    """decks: one a source; turns: whose sub-batches come when; each: sub-batches a batch; rows: of a source's
+    sub-batch."""
 
-    sizes: tuple[int, ...]
-    weights: tuple[float, ...]
-    batch: int
-    sub_batch: int
+    decks: tuple[Deck, ...]
+    turns: Turns
+    each: int
+    rows: tuple[int, ...]
     seed: int
 
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.sub_batch < 1 or self.batch % self.sub_batch:
-            raise ValueError(
-                f"batch={self.batch} is not a whole number of sub-batches of {self.sub_batch} rows; "
-                "choose sub_batch from the divisors of batch"
-            )
-        if len(self.sizes) != len(self.weights):
-            raise ValueError(f"{len(self.sizes)} sources and {len(self.weights)} weights; expected one weight each")
-        for s, (size, weight) in enumerate(zip(self.sizes, self.weights, strict=True)):
+    @staticmethod
+    def of(sizes: Sequence[int], weights: Sequence[float], batch: int, sub_batch: int, seed: int) -> Order:
+        """Sources of one block each, with fixed weights."""
+        if len(sizes) != len(weights):
+            raise ValueError(f"{len(sizes)} sources and {len(weights)} weights; expected one weight each")
+        for s, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
             if size < 1 and weight > 0:
                 raise ValueError(f"source {s} has no rows, but weight {weight}; give it rows or leave it out")
+        decks = tuple(Deck(np.array([size], dtype=np.int64)) for size in sizes)
+        each = per_batch(batch, sub_batch)
+        return Order(decks, schedule(weights, seed), each, (sub_batch,) * len(sizes), seed)
 
-    @cached_property
-    def mixture(self) -> Mixture:
-        return schedule(self.weights, self.seed)
+    @property
+    def steps(self) -> float:
+        """Batches until the sources have ended; infinite where one goes on."""
+        return self.turns.total // self.each
 
     def rows_of(self, step: int) -> list[Address]:
         """The rows of batch `step` (from 0), sub-batch by sub-batch."""
-        each = self.batch // self.sub_batch
-        turns = self.mixture.sources(step * each, each)
-        return [a for source, before in turns for a in self._draws(source, before * self.sub_batch, self.sub_batch)]
+        return [
+            Address(source, row, before * self.rows[source] + i, step)
+            for source, before in self.turns.sources(step * self.each, self.each)
+            for i, row in enumerate(
+                self.decks[source].rows(before * self.rows[source], self.rows[source], self.seed, source)
+            )
+        ]
+
+    def drawn(self, step: int) -> tuple[int, ...]:
+        """Rows that each source has given before batch `step`."""
+        return tuple(t * n for t, n in zip(self.turns.had(step * self.each), self.rows, strict=True))
+
+    def forget(self, block: int) -> None:
+        """Deal the blocks of a mix that adapts anew, from this one on."""
+        turns = self.turns.turns if isinstance(self.turns, Held) else self.turns
+        if isinstance(turns, Blocks):
+            turns.forget(block)
 
     def epochs(self, step: int) -> tuple[float, ...]:
         """How often each source has been gone through before batch `step`."""
-        each = self.batch // self.sub_batch
-        cycles, rest = divmod(step * each, self.mixture.cycle)
-        turns = [cycles * c for c in self.mixture.counts]
-        for source, _ in self.mixture.sources(cycles * self.mixture.cycle, rest):
-            turns[source] += 1
-        return tuple(t * self.sub_batch / max(1, size) for t, size in zip(turns, self.sizes, strict=True))
+        return tuple(n / max(1, deck.size) for n, deck in zip(self.drawn(step), self.decks, strict=True))
 
-    def _draws(self, source: int, first: int, count: int) -> list[Address]:
-        size, found = self.sizes[source], []
-        while count:
-            epoch, place = divmod(first, size)
-            here = min(count, size - place)
-            rows = permuted(np.arange(place, place + here), size, self.seed, "epoch", source, epoch)
-            found += [Address(source, row, first + i) for i, row in enumerate(rows.tolist())]
-            first, count = first + here, count - here
-        return found
+
+def per_batch(batch: int, sub_batch: int) -> int:
+    if batch < 1 or sub_batch < 1 or batch % sub_batch:
+        raise ValueError(
+            f"batch={batch} is not a whole number of sub-batches of {sub_batch} rows; "
+            "choose sub_batch from the divisors of batch"
+        )
+    return batch // sub_batch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a stage orders its batches. steps: of the stage, for what hangs on progress; 0: no end in sight, progress
+    stays 0."""
+
+    batch: int
+    sub_batch: int
+    seed: int
+    steps: int = 0
+    mix: Mix = field(default_factory=Weighted)
+    window: int = WINDOW
+
+
+def ordered(
+    names: Sequence[str],
+    decks: Sequence[Deck],
+    feeds: Sequence[Feed],
+    factors: Sequence[float],
+    setting: Setting,
+    told: Sequence[Sequence[int]] = (),
+) -> Order:
+    """The order of a stage's batches. factors: the mix's, one a feed. told: what an adaptive mix has found for its
+    blocks 1, 2, ...; a block that it has not found yet is dealt by the last that it has."""
+    each = per_batch(setting.batch, setting.sub_batch)
+    hold = setting.mix.hold * each
+    for name, deck, feed in zip(names, decks, feeds, strict=True):
+        if not deck.size and feed.weight != 0:
+            raise ValueError(f"source {name!r} has no rows, but weight {feed.weight}; give it rows or leave it out")
+    rows = tuple(f.sub_batch or setting.sub_batch for f in feeds)
+    most = [math.ceil(f.epochs * d.size / n) if f.epochs < math.inf else math.inf
+            for f, d, n in zip(feeds, decks, rows, strict=True)]  # fmt: skip
+    turns = _turns(feeds, factors, setting, most, each, hold or 1, told)
+    return Order(tuple(decks), Held(turns, hold) if hold > 1 else turns, each, rows, setting.seed)
+
+
+def _turns(
+    feeds: Sequence[Feed],
+    factors: Sequence[float],
+    setting: Setting,
+    most: Sequence[float],
+    each: int,
+    hold: int,
+    told: Sequence[Sequence[int]],
+) -> Turns:
+    adaptive = setting.mix.adaptive
+    moving = any(isinstance(f.weight, Ramp | Phases) for f in feeds)
+    first = weights_at(feeds, factors, 0.0)
+    for p in range(1, _FINE if moving else 1):  # so that a stage does not end at its middle
+        weights_at(feeds, factors, p / _FINE)
+    if adaptive is None and not moving and min(most) == math.inf:
+        return schedule(first, setting.seed)
+    if adaptive is not None:
+        if moving:
+            raise ValueError("a mix that adapts and weights that are scheduled: the shares can follow one of them only")
+        steps = adaptive.every
+    else:
+        steps = max(1, setting.steps // _FINE) if moving and setting.steps else _LONG
+    length = max(1, steps * each // hold)
+    if adaptive is not None and length * hold != steps * each:
+        raise ValueError(f"Adaptive(every={steps}): expected a multiple of the {hold // each} steps that a source has")
+    ever = [max(at(f.weight, p / _FINE) for p in range(_FINE + 1)) * x > 0 for f, x in zip(feeds, factors, strict=True)]
+    ends = [math.ceil(m / hold) if e and m < math.inf else m if e else 0.0 for m, e in zip(most, ever, strict=True)]
+    return Blocks(_shares(feeds, factors, setting, length * hold / each, told), length, ends, setting.seed)
+
+
+def _shares(
+    feeds: Sequence[Feed], factors: Sequence[float], setting: Setting, steps: float, told: Sequence[Sequence[int]]
+) -> Callable[[int], Sequence[float]]:
+    def shares(block: int) -> Sequence[float]:
+        if setting.mix.adaptive is not None and block and told:
+            return told[min(block, len(told)) - 1]
+        return weights_at(feeds, factors, block * steps / setting.steps if setting.steps else 0.0)
+
+    return shares
+
+
+def weights_at(feeds: Sequence[Feed], factors: Sequence[float], progress: float) -> list[float]:
+    """The feeds' weights at a progress. Raises ValueError where they sum to nothing."""
+    weights = [at(f.weight, progress) * x for f, x in zip(feeds, factors, strict=True)]
+    try:
+        checked(weights)
+    except ValueError as error:
+        names = ", ".join(f.source.name for f in feeds)
+        raise ValueError(f"sources {names} at progress {progress:.2f} of the stage: {error}") from None
+    return weights

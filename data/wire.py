@@ -25,7 +25,7 @@ def unpack(message: bytes) -> list[Measured | Bad] | DataError:
 
 def _told(row: Measured | Bad) -> list[Any]:
     if isinstance(row, Bad):
-        return [row.source, row.key, row.reason]
+        return [row.source, row.key, row.reason, row.lacking]
     e = row.example
     ids = [e.query.id, [i.id for i in e.positives], [i.id for i in e.negatives], e.known]
     costs = [[c.tokens, c.labels, c.towers, c.shrunk, c.cut] for c in row.costs]
@@ -34,7 +34,7 @@ def _told(row: Measured | Bad) -> list[Any]:
 
 
 def _heard(told: list[Any]) -> Measured | Bad:
-    if len(told) == 3:
+    if len(told) == 4:
         return Bad(*told)
     address, key, source, task, query, positives, negatives, known, label, scores, costs = told
     example = Example(

@@ -5,11 +5,12 @@ Everything here is a pure function of the address of a row, so it does not matte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, Self, TypeVar
 
-from .instruct import drawn, prompts
+from . import patterns
+from .instruct import demonstrations, drawn, fits, prompts
 from .mix import Feed
 from .order import Address
 from .types import Clock, Cost, DataError, Example, Item, Limits, Prompted, Rows
@@ -43,11 +44,13 @@ class Format(Protocol[T_co]):
 
 @dataclass(frozen=True)
 class Bad:
-    """A row that could not be read, and why."""
+    """A row that gives nothing to a batch, and why. lacking: it is sound, but can form none of its feed's patterns, and
+    the feed lets such rows go."""
 
     source: int
     key: str
     reason: str
+    lacking: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Work(Generic[T]):
-    """All that a worker needs, sent to it once."""
+    """All that a worker needs, sent to it once. steps: of the stage, 0 where nothing hangs on progress."""
 
     rows: tuple[Rows, ...]
     feeds: tuple[Feed, ...]
@@ -69,16 +72,17 @@ class Work(Generic[T]):
     limits: tuple[Limits, ...]  # of each source
     seed: int
     skip: bool
+    steps: int = 0
 
     def example(self, address: Address) -> Example:
-        rows = self.rows[address.source]
-        example = drawn(rows[address.row], self.feeds[address.source], Clock(0, 0.0, self.seed), address.draw)
-        return replace(example, source=rows.name)
+        """The row as it was drawn, in its pattern where it has one."""
+        return self._drawn(self.rows[address.source][address.row], address)
 
     def measure(self, addresses: Sequence[Address]) -> list[Measured | Bad]:
-        """Read and counted together; a piece with a bad row in it, row by row."""
+        """Read and counted together; a piece with a bad row in it, row by row. A row that is seen in several patterns
+        gives as many entries."""
         try:
-            return list(self._measure(addresses))
+            return self._measure(addresses)
         except (DataError, OSError) as error:
             if not self.skip:
                 raise
@@ -86,15 +90,58 @@ class Work(Generic[T]):
                 return [m for a in addresses for m in self.measure([a])]
             return [Bad(addresses[0].source, self._key(addresses[0]), str(error))]
 
-    def _measure(self, addresses: Sequence[Address]) -> list[Measured]:
-        examples = [self.example(a) for a in addresses]
-        asked = [prompts(e, a.source) for e, a in zip(examples, addresses, strict=True)]
+    def _measure(self, addresses: Sequence[Address]) -> list[Measured | Bad]:
+        seen = [s for a in addresses for s in self._seen(a)]
+        asked = [self._prompts(*s) if not isinstance(s, Bad) else () for s in seen]
         flat = [p for row in asked for p in row]
         costs = iter(self.format.count(flat, [self.limits[p.group] for p in flat]))
         return [
-            Measured(a, _bare(e), tuple(next(costs) for _ in row))
-            for a, e, row in zip(addresses, examples, asked, strict=True)
+            s if isinstance(s, Bad) else Measured(s[0], _bare(s[1]), tuple(next(costs) for _ in row))
+            for s, row in zip(seen, asked, strict=True)
         ]
+
+    def _seen(self, address: Address) -> Iterator[tuple[Address, Example] | Bad]:
+        """The examples that this draw of a row gives: one, or one for each pattern that it is seen in."""
+        row, feed = self.rows[address.source][address.row], self.feeds[address.source]
+        if not feed.patterns:
+            yield address, self._drawn(row, address)
+            return
+        chosen = patterns.views(row, feed.patterns, feed.draw, self.seed, address.draw)
+        if not chosen:
+            if feed.missing == "raise":
+                raise DataError(patterns.lacking(row, feed.patterns))
+            yield Bad(address.source, row.key, patterns.lacking(row, feed.patterns), lacking=True)
+        for pattern in chosen:
+            one = address._replace(pattern=pattern)
+            yield one, self._drawn(row, one)
+
+    def _drawn(self, row: Example, address: Address) -> Example:
+        feed = self.feeds[address.source]
+        if address.pattern >= 0:
+            row = patterns.formed(row, feed.patterns, address.pattern, self.seed, address.draw)
+        progress = address.step / self.steps if self.steps else 0.0
+        example = drawn(row, feed, Clock(address.step, progress, self.seed), address.draw)
+        return replace(example, source=self.rows[address.source].name)
+
+    def _prompts(self, address: Address, example: Example) -> tuple[Prompted, ...]:
+        return prompts(example, address.source, self._shots(address, example))
+
+    def _shots(self, address: Address, example: Example) -> list[Example]:
+        """Demonstrations from other rows of the source, in the same pattern; fewer where it has no more that fit."""
+        rows, count = self.rows[address.source], self.feeds[address.source].shots
+        shots: list[Example] = []
+        if not count:
+            return shots
+        for row in demonstrations(len(rows), address.row, count, self.seed, address.source, address.draw):
+            other, feed = rows[row], self.feeds[address.source]
+            if address.pattern >= 0 and address.pattern not in patterns.possible(other, feed.patterns):
+                continue
+            shot = self._drawn(other, address)
+            if fits(example, shot):
+                shots.append(shot)
+            if len(shots) == count:
+                break
+        return shots
 
     def _key(self, address: Address) -> str:
         try:
@@ -104,7 +151,7 @@ class Work(Generic[T]):
 
     def collate(self, entries: Sequence[tuple[Address, int]], dummies: tuple[str, ...]) -> T:
         """One chunk: (row, 0 for its query or k for its k-th document) of each segment."""
-        asked = {a: prompts(self.example(a), a.source) for a in dict.fromkeys(a for a, _ in entries)}
+        asked = {a: self._prompts(a, self.example(a)) for a in dict.fromkeys(a for a, _ in entries)}
         picked = [asked[a][slot] for a, slot in entries]
         return self.format.collate(picked, [self.limits[p.group] for p in picked], dummies, self.skip)
 
@@ -121,4 +168,5 @@ def _bare(example: Example) -> Example:
         positives=tuple(bare(i) for i in example.positives),
         negatives=tuple(bare(i) for i in example.negatives),
         answer="",
+        fields={},
     )

@@ -17,9 +17,11 @@ import torch
 
 from ..data.counter import bits
 from ..data.loader import Loader, Plan
+from ..data.schedules import at
 from ..data.types import Clock, Where
 from ..model.types import Inputs
 from . import resume
+from .adapt import Adapting
 from .begin import counter, memories, tasks_of, where_from
 from .consolidate import complete, export
 from .engine import Engine, Updated
@@ -112,6 +114,10 @@ class _Training:
 
     def __post_init__(self) -> None:
         self.patience, self.first, self.saved = Patience(self.stage.name), self.state.step, False
+        mix = self.stage.mix.adaptive
+        self.adapting = (
+            Adapting(self.stage, mix, self.loader, self.group, self.state.mixer) if mix is not None else None
+        )
 
     def section(self, name: str) -> AbstractContextManager[None]:
         self.dog.beat(self.state.step, name)
@@ -133,11 +139,12 @@ class _Training:
                 self.loader.failed(plan, done.failed)
             skipped = self.loader.skipped
             state.skipped_sources, state.skipped_keys = dict(skipped.sources), list(skipped.keys)
+            state.lacking = dict(skipped.lacking)
             self.journal.log(plan, done, updated)
             if not updated.applied:
                 self.journal.say("step skipped", blame(done.vectors, done.losses, plan).event(), plan.step)
             self.patience.note(plan.step, updated.applied)
-            if self.after():
+            if self.after(plan, done):
                 break
         self.saver.save(state, background=False)
 
@@ -156,6 +163,7 @@ class _Training:
             done = cached_step(
                 engine, plan, chunks, bounds, clock, memory, self.loader.again, watch=self.section, count=self.count,
                 plain=self.state.memory == "auto",  # then a chunk's whole graph was measured to fit
+                scale=None if stage.temperature is None else 1 / at(stage.temperature, clock.progress),
             )  # fmt: skip
         except NoMemoryError as error:
             self.shrink(plan, str(error))
@@ -176,12 +184,14 @@ class _Training:
             wish(self.out, "out of memory", chunk_tokens=tokens)
         raise Restart(f"{why}; step {plan.step} begins again with chunk_tokens={tokens:,}")
 
-    def after(self) -> bool:
-        """Evaluate and save where it is time; True to stop. Restart where a signal asked for it."""
+    def after(self, plan: Plan, done: Done) -> bool:
+        """Evaluate, adapt and save where it is time; True to stop. Restart where a signal asked for it."""
         stage, state = self.stage, self.state
         check, last = stage.validate, state.step == stage.steps
         if check is not None and (state.step % check.every == 0 or last):
             self.evaluate()
+        if self.adapting is not None and (shares := self.adapting.step(plan, done)) is not None:
+            self.journal.say("shares", shares, plan.step)
         better = check is not None and state.best_step == state.step
         flags = agree(self.group, self.engine.device, asked=bool(self.signals.asked), unsaved=self.saver.failed)
         if flags["unsaved"]:
@@ -209,6 +219,8 @@ class _Training:
         scores = {t.name: t.score.value for t in report.tasks}
         scores["mean"] = sum(scores.values()) / len(scores)
         # One rank's word for all: they must stop together, whatever a kernel rounds otherwise elsewhere.
+        if self.adapting is not None:
+            self.adapting.scored(scores)
         score = float(self.group.exchange(repr(scores[check.metric]).encode())[0])
         self.journal.say("evaluation", {k: round(v, 4) for k, v in scores.items()})
         better = state.best is None or score > state.best + check.gain

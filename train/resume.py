@@ -15,6 +15,7 @@ from typing import Any
 
 from ..data.types import DataError
 from ..model.checkpoint import RECORD
+from .adapt import Seen
 from .engine import Engine
 from .gather import Group
 from .leave import everyone, together
@@ -33,6 +34,8 @@ class State:
     skipped_steps: int = 0
     skipped_sources: dict[str, int] = field(default_factory=dict)
     skipped_keys: list[str] = field(default_factory=list)
+    lacking: dict[str, int] = field(default_factory=dict)  # rows that could form no pattern, by source
+    mixer: Seen = field(default_factory=Seen)  # of a mix that adapts
     best: float | None = None
     best_step: int = 0
     without_gain: int = 0  # evaluations since the best
@@ -51,7 +54,7 @@ class State:
         """From its JSON form, which has only strings for keys."""
         scores = {int(s): v for s, v in raw.get("scores", {}).items()}
         pairs = {k: tuple(raw[k]) for k in ("footprint", "budgets", "loss_scale") if k in raw}
-        return State(**{**raw, **pairs, "scores": scores})
+        return State(**{**raw, **pairs, "scores": scores, "mixer": Seen.of(raw.get("mixer", {}))})
 
 
 def path_of(out: Path, step: int) -> Path:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from ..data.deck import WINDOW
 from ..data.loader import Loader, Skipped
-from ..data.mix import Feed
+from ..data.mix import Feed, Mix, Weighted
+from ..data.schedules import Schedule, at, ends
 from ..data.types import Limits, Source, Step, Where
 from ..model.embedder import Embedder, Fixed, Learned
 from ..model.lora import Lora
@@ -54,7 +56,9 @@ class Stage:
     """One stage of training. Its output is an embedder's folder.
 
     objectives: by name; a feed names the one that its rows go to. batch, sub_batch: rows; sub_batch 0 is the whole
-    batch. chunk_tokens: tokens of a packed row, "auto" to measure what fits. memory: see train/step.py; "auto" is the
+    batch. mix: how the feeds share the batches (data/mix.py); window: shards whose rows are shuffled together.
+    temperature: of the contrastive objectives, which may follow the stage's progress; None leaves it to `scale`, its
+    inverse. chunk_tokens: tokens of a packed row, "auto" to measure what fits. memory: see train/step.py; "auto" is the
     fastest that fits memory_gb (0: half of what is free). clip: greatest gradient norm. keep, keep_best: newest, and
     best-scored, checkpoints kept; take: which weights are the output. precision: see train/precision.py. zero: how
     the state is split over the ranks; None is whole weights on each. compile: torch.compile, block by block. checkup:
@@ -70,11 +74,14 @@ class Stage:
     steps: int
     batch: int = 64
     sub_batch: int = 0
+    mix: Mix = field(default_factory=Weighted)
+    window: int = WINDOW
     objectives: Mapping[str, tuple[Objective, ...]] = field(default_factory=lambda: {"default": (InfoNCE(),)})
     optimizer: AdamW = field(default_factory=AdamW)
     lora: Lora | None = None
     freeze: tuple[str, ...] = ()
     scale: Fixed | Learned | None = None
+    temperature: float | Schedule | None = None
     pooling: Pooling | None = None
     attention: Attention | None = None
     limits: Limits | None = None
@@ -134,10 +141,14 @@ class Stage:
             ("keep", self.keep, 1),
             ("keep_best", self.keep_best, 0),
             ("stall_s", self.stall_s, 0),
+            ("window", self.window, 1),
             ("validate.every", every, 1),
         ):
             if not number >= least:
                 raise ValueError(f"stage {self.name!r}: {name}={number!r}; expected {least} or more")
+        if self.temperature is not None and (self.scale is not None or min(ends(self.temperature)) <= 0):
+            given = f"temperature={self.temperature!r}, scale={self.scale!r}"
+            raise ValueError(f"stage {self.name!r}: {given}; expected a temperature above 0, and then no scale")
         if empty := [name for name, objectives in self.objectives.items() if not objectives]:
             raise ValueError(f"stage {self.name!r}: objectives[{empty[0]!r}] is empty; give it one, such as InfoNCE()")
 
@@ -179,6 +190,7 @@ class Stage:
         rounded = self.lora is not None and self.lora.quantized
         embedder = Embedder.load(path, device="cpu" if rounded else device, dtype="float32")
         old = embedder.settings
+        scale = self.scale if self.temperature is None else Fixed(1 / at(self.temperature, 1.0))
         if not old.normalise:
             raise ValueError(
                 f"stage {self.name!r}: {path} gives vectors of any length, objectives compare cosines; "
@@ -186,7 +198,7 @@ class Stage:
             )
         settings = replace(
             old,
-            scale=old.scale if self.scale is None else self.scale,
+            scale=old.scale if scale is None else scale,
             pooling=old.pooling if self.pooling is None else self.pooling,
             attention=old.attention if self.attention is None else self.attention,
             limits=replace(old.limits if self.limits is None else self.limits, draft=False),  # a draft is for training
@@ -227,9 +239,14 @@ class Stage:
             start=state.step,
             stop=self.steps,
             stage=self.name,
-            skipped=Skipped(state.skipped_sources, tuple(state.skipped_keys)),
+            skipped=Skipped(state.skipped_sources, tuple(state.skipped_keys), state.lacking),
             stretch=self.chunk_tokens == "auto" or budget < self.chunk_tokens,  # halved for want of memory
             ranks=(group or Group()).ranks,
+            mix=self.mix,
+            window=self.window,
+            steps=self.steps,
+            told=state.mixer.told,
+            where=where,
         )
 
     def engine(self, embedder: Embedder, group: Group | None = None) -> Engine:

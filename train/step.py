@@ -113,6 +113,7 @@ def cached_step(
     watch: Watch = _unwatched,
     count: Callable[[Inputs], float] | None = None,
     plain: bool = False,
+    scale: float | None = None,
 ) -> Done:
     """Leave in the parameters the gradient of the whole batch's loss. The caller updates, or forgets where it is not
     finite.
@@ -121,7 +122,8 @@ def cached_step(
     collates a chunk once more. With memory "vectors", at most `host_bytes` of chunks are kept between the passes, and
     as much of what frozen towers gave; the rest is read, and seen, again. watch: times the sections by name. count:
     FLOPs of a chunk. plain: a chunk that is run again keeps all of its graph, without checkpointing: a forward less,
-    where that fits. Raises NoMemoryError on all ranks where one has run out of it.
+    where that fits. scale: of the logits, instead of the embedder's. Raises NoMemoryError on all ranks where one has
+    run out of it.
     """
     local, group = local_terms(bounds), engine.group
     terms = callables(local)
@@ -139,6 +141,8 @@ def cached_step(
     good = torch.ones(len(plan.keys), dtype=torch.bool, device=vectors.device)
     good[sorted(bad)] = False
     assert passed.scale is not None
+    if scale is not None:
+        passed.scale = torch.full_like(passed.scale, scale)
     done = Done(vectors, passed.scale, rows=int(good.sum()), failed=tuple(sorted(bad)))
     with watch("loss"):
         owners = Owners.of(group, entries, vectors.device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from omni2vec.data.mix import Feed, apportion, schedule
+from omni2vec.data.mix import Feed
+from omni2vec.data.turns import apportion, schedule
 from omni2vec.data.sources import Shards
 
 

@@ -37,7 +37,7 @@ def test_the_first_chunk_of_step_100_000_reads_its_rows_alone():
     sources = (Counted("a", 3_000_000), Counted("b", 700))  # the first epoch of one, the 286th of the other
     settings = {"batch": 16, "sub_batch": 8, "seed": 3}
     feeds = [Feed(s, weight=w) for s, w in zip(sources, (7.0, 1.0), strict=True)]
-    wanted = Order((3_000_000, 700), (7.0, 1.0), **settings).rows_of(FAR)
+    wanted = Order.of((3_000_000, 700), (7.0, 1.0), **settings).rows_of(FAR)
     with Loader(sources, feeds, Letters(), Limits(), **settings, budget=1 << 20, start=FAR, stop=FAR + 1) as loader:
         plan, chunks = next(iter(loader))
         next(iter(chunks))
@@ -49,8 +49,8 @@ def test_the_first_chunk_of_step_100_000_reads_its_rows_alone():
 
 
 def test_the_same_step_is_the_same_rows_from_the_start_and_by_a_seek():
-    order = Order((50, 9), (3.0, 1.0), batch=8, sub_batch=4, seed=1)
+    order = Order.of((50, 9), (3.0, 1.0), batch=8, sub_batch=4, seed=1)
     draws = [a for step in range(40) for a in order.rows_of(step)]
     for source in (0, 1):  # what a replay would count, a seek knows
         assert [a.draw for a in draws if a.source == source] == list(range(sum(a.source == source for a in draws)))
-    assert Order((50, 9), (3.0, 1.0), batch=8, sub_batch=4, seed=1).rows_of(39) == draws[-8:]
+    assert Order.of((50, 9), (3.0, 1.0), batch=8, sub_batch=4, seed=1).rows_of(39) == draws[-8:]

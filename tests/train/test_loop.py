@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     rows = [Example(f"r/{i}", "r", "retrieval", Item.text(f"red {i}"), (Item.text(f"blue {i}"),)) for i in range(24)]
     write_shards(rows, path / "rows")
     last = (
-        Order((24,), (1.0,), 8, 8, seed=0).rows_of(2)[0].row
+        Order.of((24,), (1.0,), 8, 8, seed=0).rows_of(2)[0].row
     )  # drawn in the third batch, of which nothing is measured
     rows[last] = replace(rows[last], query=Item.text("red circle " * 100))
     write_shards(rows, path / "long")

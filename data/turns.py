@@ -1,0 +1,224 @@
+"""Which source's turn it is: sub-batch j of a run, and how many its source had before, found without a replay.
+
+`Mixture` deals fixed shares exactly in every cycle. `Blocks` deals shares that change from block to block, or sources
+that end; `Held` lets a source keep its turn for a while.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .counter import bits, permuted
+
+_CYCLE = 1024  # the longest cycle that is searched for an exact share; beyond it shares are rounded
+_LONGEST = 1 << 20
+_ROUND = 1e-9  # of a turn: what floating-point sums may miss
+
+
+class Turns(Protocol):
+    def sources(self, start: int, count: int) -> list[tuple[int, int]]:
+        """(source, how many sub-batches it had before) of the sub-batches start, ..., start + count - 1 of the run."""
+        ...
+
+    def had(self, turn: int) -> list[int]:
+        """How many of the first `turn` sub-batches were each source's."""
+        ...
+
+    @property
+    def total(self) -> float:
+        """Sub-batches until every source has ended; infinite where one goes on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """`counts[s]` of every `cycle` consecutive sub-batches are source s's, in an order drawn anew for each cycle."""
+
+    counts: tuple[int, ...]
+    seed: int
+    total: float = math.inf
+
+    @property
+    def cycle(self) -> int:
+        return sum(self.counts)
+
+    def sources(self, start: int, count: int) -> list[tuple[int, int]]:
+        had: list[int] = []
+        found: list[tuple[int, int]] = []
+        deck = np.repeat(np.arange(len(self.counts)), self.counts)
+        order = deck
+        for j in range(start, start + count):
+            cycle, place = divmod(j, self.cycle)
+            if place == 0 or not had:
+                order = deck[permuted(np.arange(self.cycle), self.cycle, bits(self.seed, "mixture"), cycle)]
+                inside = np.bincount(order[:place], minlength=len(self.counts))
+                had = [cycle * c + int(n) for c, n in zip(self.counts, inside, strict=True)]
+            s = int(order[place])
+            found.append((s, had[s]))
+            had[s] += 1
+        return found
+
+    def had(self, turn: int) -> list[int]:
+        cycles, rest = divmod(turn, self.cycle)
+        had = [cycles * c for c in self.counts]
+        for source, _ in self.sources(cycles * self.cycle, rest):
+            had[source] += 1
+        return had
+
+
+class Blocks:
+    """Blocks of `length` sub-batches. `shares(b)` are those of block b (any positive sum); what rounding owes a source
+    in one block it gets in the next. most: sub-batches that each source has at all; once it had them, the others share
+    its turns. A block is dealt once, in order, and found again by its number."""
+
+    def __init__(self, shares: Callable[[int], Sequence[float]], length: int, most: Sequence[float], seed: int) -> None:
+        self.shares, self.length, self.seed = shares, length, seed
+        self.most = np.asarray(most, dtype=np.float64)
+        self._had: list[NDArray[np.int64]] = [np.zeros(len(most), dtype=np.int64)]  # before each block
+        self._owed: list[NDArray[np.float64]] = [np.zeros(len(most))]
+
+    @property
+    def total(self) -> float:
+        return float(self.most.sum())
+
+    def forget(self, block: int) -> None:
+        """Deal the blocks from this one on anew: their shares have changed."""
+        del self._had[block + 1 :], self._owed[block + 1 :]
+
+    def sources(self, start: int, count: int) -> list[tuple[int, int]]:
+        if start + count > self.total:
+            raise ValueError(f"sub-batches {start} to {start + count - 1} of {int(self.total)}: every source has ended")
+        found: list[tuple[int, int]] = []
+        while count:
+            block, place = divmod(start, self.length)
+            before, order = self._dealt(block)
+            here = min(count, len(order) - place)
+            had = before + np.bincount(order[:place], minlength=len(before))
+            for s in order[place : place + here].tolist():
+                found.append((s, int(had[s])))
+                had[s] += 1
+            start, count = start + here, count - here
+        return found
+
+    def had(self, turn: int) -> list[int]:
+        block, place = divmod(turn, self.length)
+        before, order = self._dealt(block)
+        return (before + np.bincount(order[:place], minlength=len(before))).tolist()
+
+    def _dealt(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What each source had before the block, and the sources of its sub-batches in order."""
+        while len(self._had) <= block + 1:
+            b = len(self._had) - 1
+            counts, owed = deal(self.shares(b), self.length, self.most - self._had[b], self._owed[b])
+            self._had.append(self._had[b] + counts)
+            self._owed.append(owed)
+        counts = self._had[block + 1] - self._had[block]
+        deck = np.repeat(np.arange(len(counts)), counts)
+        return self._had[block], deck[permuted(np.arange(len(deck)), len(deck), bits(self.seed, "mixture"), block)]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A source keeps its turn for `hold` sub-batches."""
+
+    turns: Turns
+    hold: int
+
+    @property
+    def total(self) -> float:
+        return self.turns.total * self.hold
+
+    def sources(self, start: int, count: int) -> list[tuple[int, int]]:
+        first = start // self.hold
+        units = self.turns.sources(first, (start + count - 1) // self.hold - first + 1)
+        found = []
+        for j in range(start, start + count):
+            source, before = units[j // self.hold - first]
+            found.append((source, before * self.hold + j % self.hold))
+        return found
+
+    def had(self, turn: int) -> list[int]:
+        unit, rest = divmod(turn, self.hold)
+        had = [n * self.hold for n in self.turns.had(unit)]
+        if rest:
+            had[self.turns.sources(unit, 1)[0][0]] += rest
+        return had
+
+
+def deal(
+    shares: Sequence[float], length: int, room: NDArray[np.float64], owed: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """`length` turns by shares, none above its room, and what is owed to each source behind them. Fewer turns only
+    where no room is left. owed: from before; a source without a share, or without room, is owed nothing."""
+    weights = np.asarray(shares, dtype=np.float64)
+    counts = np.zeros(len(weights), dtype=np.int64)
+    active, left = (weights > 0) & (room > 0), length
+    while active.any():
+        want = np.where(active, owed + left * weights / weights[active].sum(), 0.0)
+        full = active & (want >= room)
+        if not full.any():
+            break
+        counts[full] = room[full].astype(np.int64)
+        left -= int(counts[full].sum())
+        active &= ~full
+        if left <= 0:  # what was owed before went to those that are full now
+            return _within(counts, length), np.zeros(len(weights))
+    if not active.any():
+        return counts, np.zeros(len(weights))
+    whole = np.where(active, np.floor(np.maximum(want, 0) + _ROUND), 0).astype(np.int64)
+    while (missing := left - int(whole.sum())) != 0:
+        step = 1 if missing > 0 else -1
+        able = active & (whole + step <= room) & (whole + step >= 0)
+        order = np.argsort(np.where(able, step * (whole - want), np.inf), kind="stable")
+        whole[order[: min(abs(missing), int(able.sum()))]] += step
+        if not able.any():
+            break
+    return counts + whole, np.where(active, want - whole, 0.0)
+
+
+def _within(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """At most `length` in all: the last are cut."""
+    return np.diff(np.minimum(counts.cumsum(), length), prepend=0)
+
+
+def schedule(weights: Sequence[float], seed: int) -> Mixture:
+    """The Mixture of the shares weights / sum(weights): in the shortest cycle that is exact, else by largest remainder
+    in one long enough to give the smallest share 16 turns (a share under 1/65,536 is refused). A weight of 0 is never
+    drawn."""
+    shares = checked(weights)
+    shares = shares / shares.sum()
+    for cycle in range(1, _CYCLE + 1):
+        turns = shares * cycle
+        if np.abs(turns - turns.round()).max() < 1e-9 * cycle and (turns.round() > 0)[shares > 0].all():
+            return Mixture(tuple(int(t) for t in turns.round()), seed)
+    smallest = shares[shares > 0].min()
+    cycle = max(_CYCLE, int(np.ceil(16 / smallest)))
+    if cycle > _LONGEST:
+        raise ValueError(
+            f"weights {list(weights)}: the smallest share is {smallest:.2g}, less than {16 / _LONGEST:.2g}; "
+            "raise it or leave that source out"
+        )
+    return Mixture(tuple(apportion(shares, cycle)), seed)
+
+
+def checked(weights: Sequence[float]) -> NDArray[np.float64]:
+    """Raises ValueError for weights that share nothing out."""
+    shares = np.asarray(weights, dtype=np.float64)
+    if not len(shares) or not np.isfinite(shares).all() or (shares < 0).any() or not shares.sum() > 0:
+        raise ValueError(f"weights {list(weights)}: expected finite numbers, none negative and one positive at least")
+    return shares
+
+
+def apportion(shares: Sequence[float] | np.ndarray, total: int) -> list[int]:
+    """Whole numbers that sum to total, nearest to shares (which sum to 1): the method of largest remainder."""
+    exact = np.asarray(shares, dtype=np.float64) * total
+    whole = np.floor(exact).astype(np.int64)
+    for s in np.argsort(whole - exact, kind="stable")[: total - int(whole.sum())]:
+        whole[s] += 1
+    return [int(w) for w in whole]
