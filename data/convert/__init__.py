@@ -11,6 +11,7 @@ from .clothing import Clothing
 from .digits_spoken import DigitsSpoken
 from .emoji import Emoji
 from .limit_small import LimitSmall
+from .mmeb_train import MmebTrain
 from .movielens import MovieLens
 from .nlvr import Nlvr
 from .pack import pack
@@ -25,6 +26,7 @@ SETS = {
     "digits_spoken": DigitsSpoken,
     "emoji": Emoji,
     "limit_small": LimitSmall,
+    "mmeb_train": MmebTrain,
     "movielens": MovieLens,
     "nlvr": Nlvr,
     "receipts": Receipts,
