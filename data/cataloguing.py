@@ -66,26 +66,33 @@ def opened(root: Path, source: str) -> Catalogue:
     fresh = _fresh(root, home)
     if fresh is not None:
         return fresh
-    found, seen = _known(root, home)
+    tree = _listed(root, source)
+    found, seen = _known(root, home, tree)
     for _ in range(3):
-        tree = Tree.of(root) if root.is_dir() else Tree()
-        if not tree.shards:
-            raise DataError(f"source {source!r}: no *.tar under {root}; pack some, or correct the path")
         if found is not None and _agrees(found, seen, tree):
             _stamp(home, found, tree)
             return found
         found, seen = _written(_checked(_built(root, found, seen, tree), source), home), tree.shards
+        tree = _listed(root, source)  # building an index, and writing the catalogue, changes a folder's time
     assert found is not None
     return found  # shards come and go while we look
 
 
 def write(root: Path) -> None:
     """The catalogue beside shards that were just written. What is wrong with others there is told at their opening."""
+    tree = Tree.of(root)
     try:
-        found, seen = _known(root, root)
-        _checked(_built(root, found, seen, Tree.of(root)), root.name).write(root / NAME)
+        found, seen = _known(root, root, tree)
+        _checked(_built(root, found, seen, tree), root.name).write(root / NAME)
     except DataError as error:
         log.warning("%s: no catalogue written: %s", root, error)
+
+
+def _listed(root: Path, source: str) -> Tree:
+    tree = Tree.of(root) if root.is_dir() else Tree()
+    if not tree.shards:
+        raise DataError(f"source {source!r}: no *.tar under {root}; pack some, or correct the path")
+    return tree
 
 
 def _home(root: Path) -> Path:
@@ -119,7 +126,7 @@ def _catalogues(root: Path, home: Path) -> list[Catalogue]:
     return found
 
 
-def _known(root: Path, home: Path) -> tuple[Catalogue | None, Seen]:
+def _known(root: Path, home: Path, tree: Tree) -> tuple[Catalogue | None, Seen]:
     """A catalogue that may be stale, with what its shards looked like. Without a stamp they are believed where they are
     no younger than it: shards are written first."""
     for found in _catalogues(root, home):
@@ -131,11 +138,11 @@ def _known(root: Path, home: Path) -> tuple[Catalogue | None, Seen]:
                 times = stamp["mtime_ns"]
         except (DataError, OSError, KeyError):
             pass
+        names = found.names()
         if times[0] < 0:
             latest = found.file.stat().st_mtime_ns
-            tree = Tree.of(root)
-            times = np.array([m if (m := tree.shards.get(n, (0, -1))[1]) <= latest else -1 for n in found.names()])
-        return found, dict(zip(found.names(), zip(found.bytes.tolist(), times.tolist(), strict=True), strict=True))
+            times = np.array([m if (m := tree.shards.get(n, (0, -1))[1]) <= latest else -1 for n in names])
+        return found, dict(zip(names, zip(found.bytes.tolist(), times.tolist(), strict=True), strict=True))
     return None, {}
 
 
