@@ -12,14 +12,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 from . import patterns
 from .chunks import Chunk, plan
 from .crew import Crew, Inline, Later, Pool
 from .deck import WINDOW, Deck
-from .mix import Feed, Mix, Weighted
+from .mix import Feed, Mix, Weighted, folder_of
 from .order import Address, Setting, ordered
 from .ranks import ALONE, Ranks
 from .relation import Relation
@@ -363,12 +362,9 @@ def _deck(rows: Rows, feed: Feed, window: int, where: Where | None) -> Deck:
     """A source's rows in shards, or in the clusters that its feed names."""
     if not feed.clusters:
         return Deck.of(rows, window)
-    if not isinstance(feed.clusters, str) and where is None:
-        raise ValueError(f"feed {rows.name!r}: clusters={feed.clusters.name!r}: that step's folder is not known here")
     from .clusters import grouped
 
-    folder = Path(feed.clusters) if isinstance(feed.clusters, str) or where is None else where(feed.clusters)
-    members, ends = grouped(folder, rows)
+    members, ends = grouped(folder_of(feed.clusters, where), rows)
     return Deck(ends, 1, members)
 
 

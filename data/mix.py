@@ -80,6 +80,15 @@ class Feed:
                 raise ValueError(f"feed {self.source.name!r}: {name}={getattr(self, name)!r}; expected {known}")
 
 
+def folder_of(at: Step | str, where: Where | None) -> Path:
+    """The folder that a step's name, or a path, stands for."""
+    if isinstance(at, str):
+        return Path(at)
+    if where is None:
+        raise ValueError(f"step {at.name!r}: its folder is not known here; give the loader `where`")
+    return where(at)
+
+
 class Mix(Protocol):
     """How the feeds of a stage share its batches."""
 
@@ -137,9 +146,7 @@ class Balanced:
     def factors(self, names: Sequence[str], sizes: Sequence[int], where: Where | None) -> tuple[float, ...]:
         from .weights import weights_of
 
-        folder = Path(self.at) if isinstance(self.at, str) else (where(self.at) if where is not None else None)
-        if folder is None:
-            raise ValueError(f"Balanced(at={self.at.name!r}): that step's folder is not known here")
+        folder = folder_of(self.at, where)
         weights = weights_of(folder)
         if missing := [n for n in names if n not in weights]:
             known = ", ".join(weights)

@@ -37,7 +37,7 @@ class Ramp:
             return self.start
         x = (progress - self.begin) / (self.until - self.begin)
         if self.shape == "geometric":
-            return self.start * (self.end / self.start) ** x
+            return self.start * math.exp(x * math.log(self.end / self.start))
         if self.shape == "cosine":
             x = (1 - math.cos(math.pi * x)) / 2
         return self.start + (self.end - self.start) * x

@@ -109,7 +109,7 @@ class Blocks:
     def had(self, turn: int) -> list[int]:
         block, place = divmod(turn, self.length)
         before, order = self._dealt(block)
-        return (before + np.bincount(order[:place], minlength=len(before))).tolist()
+        return [int(n) for n in before + np.bincount(order[:place], minlength=len(before))]
 
     def _dealt(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What each source had before the block, and the sources of its sub-batches in order."""
@@ -184,7 +184,8 @@ def deal(
 
 def _within(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     """At most `length` in all: the last are cut."""
-    return np.diff(np.minimum(counts.cumsum(), length), prepend=0)
+    cut: NDArray[np.int64] = np.diff(np.minimum(counts.cumsum(), length), prepend=0)
+    return cut
 
 
 def schedule(weights: Sequence[float], seed: int) -> Mixture:

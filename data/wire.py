@@ -28,7 +28,7 @@ def _told(row: Measured | Bad) -> list[Any]:
         return [row.source, row.key, row.reason, row.lacking]
     e = row.example
     ids = [e.query.id, [i.id for i in e.positives], [i.id for i in e.negatives], e.known]
-    costs = [[c.tokens, c.labels, c.towers, c.shrunk, c.cut] for c in row.costs]
+    costs = [[c.tokens, c.labels, c.towers, c.shrunk, c.cut, c.left] for c in row.costs]
     # Instructions stay at home: nothing that follows the count reads them.
     return [row.address, e.key, e.source, e.task, *ids, e.label, {k: list(v) for k, v in e.scores.items()}, costs]
 
@@ -48,4 +48,4 @@ def _heard(told: list[Any]) -> Measured | Bad:
         label,
         scores={k: tuple(v) for k, v in scores.items()},
     )
-    return Measured(Address(*address), example, tuple(Cost(t, n, tuple(m), s, c) for t, n, m, s, c in costs))
+    return Measured(Address(*address), example, tuple(Cost(t, n, tuple(m), *rest) for t, n, m, *rest in costs))
