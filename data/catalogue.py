@@ -63,8 +63,8 @@ class Entry:
         about = index.about
         counts = {
             f"{kind}:{word}": int(count)
-            for kind, known in (("source", "sources"), ("task", "tasks"), ("fields", "fields"))
-            for word, count in sorted(about.get(known, {}).items())
+            for kind, known in (("source", about["sources"]), ("task", about["tasks"]), ("fields", index.fields))
+            for word, count in sorted(known.items())
         }
         return Entry(
             name,
@@ -74,7 +74,7 @@ class Entry:
             about["tar_quick"],
             digest(*sorted(about["sources"]), index.key(0)),
             counts,
-            "fields" in about,
+            True,
         )
 
 
