@@ -6,8 +6,9 @@ Products are taken in float64 and rounded to float32, so that equal candidates s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 ROWS, COLUMNS = 1024, 4096  # of a tile: 32 MiB of float64 scores
 _LAST = torch.iinfo(torch.int64).min
+
+Hidden = Callable[[slice, slice], Tensor]  # (queries, docs) of a tile -> bool (q, n): what these queries do not rank
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,24 @@ def search(
     right: Sequence[Sequence[int]] = (),
     own: Sequence[int] = (),
     *,
+    hidden: Hidden | None = None,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> Found:
     """Every query (Q, D) ranks all docs (N, D). `device` computes, a tile at a time (default: where the docs are).
 
     right: of each query, the candidate indices whose rank is wanted. own: of each query, one candidate that it does not
-    rank (its own Item), or -1. Raises ValueError on vectors that are not finite or do not fit each other.
+    rank (its own Item), or -1. hidden: what more the queries do not rank, asked for each tile. Raises ValueError on
+    vectors that are not finite or do not fit each other.
     """
     _check(query, docs)
     right, own = right or [()] * len(query), own or [-1] * len(query)
     tops, scores, ranks = [], [], []
     for start in range(0, len(query), ROWS):
         rows = slice(start, start + ROWS)
-        key, positions = _tile_row(query[rows].to(device or docs.device, dtype), docs, k, right[rows], own[rows])
+        vectors = query[rows].to(device or docs.device, dtype)
+        gone = None if hidden is None else partial(hidden, slice(start, min(start + ROWS, len(query))))
+        key, positions = _tile_row(vectors, docs, k, right[rows], own[rows], gone)
         value, index = _unpack(key.cpu())
         tops.append(index)
         scores.append(value)
@@ -96,7 +103,12 @@ def _check(query: Tensor, docs: Tensor) -> None:
 
 
 def _tile_row(
-    query: Tensor, docs: Tensor, k: int, right: Sequence[Sequence[int]], own: Sequence[int]
+    query: Tensor,
+    docs: Tensor,
+    k: int,
+    right: Sequence[Sequence[int]],
+    own: Sequence[int],
+    gone: Callable[[slice], Tensor] | None,
 ) -> tuple[Tensor, list[tuple[int, ...]]]:
     """One row of tiles: the best k keys (q, k), and each right answer's rank by counting what stands before it."""
     device, dtype = query.device, query.dtype
@@ -112,8 +124,10 @@ def _tile_row(
         tile = (query @ docs[start : start + COLUMNS].to(device, dtype).T).float()
         columns = torch.arange(start, start + tile.shape[1], device=device)
         key = _pack(tile, columns)
-        hidden = ((mine >= start) & (mine < start + tile.shape[1])).nonzero()[:, 0]
-        key[hidden, mine[hidden] - start] = _LAST
+        itself = ((mine >= start) & (mine < start + tile.shape[1])).nonzero()[:, 0]
+        key[itself, mine[itself] - start] = _LAST
+        if gone is not None:
+            key[gone(slice(start, start + tile.shape[1])).to(device)] = _LAST
         for some in torch.arange(len(answer), device=device).split(ROWS):
             earlier = key[owner[some]] > bar[some, None]
             same = columns == answer[some, None]  # an answer does not stand before itself, whatever its rounding

@@ -62,7 +62,7 @@ def encode(
     embedder.eval()
     try:
         # Sharded weights are gathered in place, which tensors made under inference mode do not allow.
-        with torch.no_grad() if spread else torch.inference_mode(), _bar(progress, len(prompts)) as advance:
+        with torch.no_grad() if spread else torch.inference_mode(), bar(progress, len(prompts)) as advance:
             for start in range(0, len(prompts), WINDOW):
                 part = slice(start, start + WINDOW)
                 _window(embedder, prompts[part], budget, out[part], advance, spread)
@@ -102,7 +102,7 @@ def _window(
 
 
 @contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives `advance(n)`: a bar on a terminal, a line now and then elsewhere, nothing without a label."""
     from rich.console import Console
 
