@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from itertools import islice
 
 from ..types import DataError
 
@@ -16,11 +17,11 @@ def animated(data: bytes) -> bool:
     return data[:4] in (b"GIF8", b"\x89PNG") or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
 
 
-def durations(data: bytes, where: str) -> list[float]:
-    """Seconds of each frame, at least one. Raises DataError where the file breaks off."""
+def durations(data: bytes, where: str, most: int | None = None) -> list[float]:
+    """Seconds of each frame, at least one, at most `most`. Raises DataError where the file breaks off."""
     read = {b"GIF8": _gif, b"\x89PNG": _png, b"RIFF": _webp}[data[:4]]
     try:
-        found = list(read(data))
+        found = list(islice(read(data), most))
     except (struct.error, IndexError, ZeroDivisionError) as error:
         raise DataError(f"{where}: the clip breaks off after {len(data):,} bytes; replace or drop it") from error
     return [x if x >= FRESH else BLINK for x in found] or [BLINK]

@@ -6,12 +6,15 @@ PCM WAV is read by the standard library, any other container by soundfile (the e
 from __future__ import annotations
 
 import wave
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
-from math import gcd
-from typing import TYPE_CHECKING, Any
+from math import gcd, inf
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..types import Audio, Blob, DataError
+from . import window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,31 +28,44 @@ RATES = (100, 768_000)  # Hz
 ZEROS = 16  # zero crossings of the resampling filter on either side
 ROLLOFF = 0.95  # its cut-off, as a share of the lower Nyquist frequency
 _BLOCK = 1 << 16  # outputs computed at a time
+_READ = 1 << 20  # frames decoded at a time
 
 
 def probe(blob: Blob, where: str) -> Audio:
     """Seconds and rate. Reads headers only. Raises DataError if it is no sound, cut short, or beyond the limits."""
-    data = blob.read()
-    frames, rate, channels = _probe_wave(data, where) if _is_pcm_wave(data) else _probe_soundfile(data, where)
-    if not RATES[0] <= rate <= RATES[1] or frames / rate > MAX_SECONDS or frames * channels > MAX_VALUES:
-        raise DataError(
-            f"{where}: a sound of {frames / max(rate, 1):,.0f} s at {rate:,} Hz in {channels} channels; limits "
-            f"{MAX_SECONDS:,.0f} s, {RATES[0]:,} to {RATES[1]:,} Hz, {MAX_VALUES:,} values: cut it before packing"
-        )
-    if frames == 0:
-        raise DataError(f"{where}: a sound of no length; replace or drop it")
-    return Audio(blob, frames / rate, rate)
+    with _opened(blob, where) as sound:
+        return Audio(blob, sound.frames / sound.rate, sound.rate)
 
 
-def decode(audio: Audio, where: str, rate: int) -> Tensor:
-    """Samples (n,) float32 in -1 to 1 at `rate` Hz; channels are averaged. n = ceil(frames * rate / own rate)."""
+def decode(audio: Audio, where: str, rate: int, seconds: float = inf) -> Tensor:
+    """Samples (n,) float32 in -1 to 1 at `rate` Hz; channels are averaged. n = ceil(frames * rate / own rate).
+
+    With `seconds`, the beginning of that length: to the bit what the whole would begin with, and no more of the sound
+    is read and decoded than that takes. Raises DataError.
+    """
     import torch
 
-    data = audio.blob.read()
-    probe(Blob(data), where)  # the limits hold for bytes that changed since packing too
-    values, own = _decode_wave(data, where) if _is_pcm_wave(data) else _decode_soundfile(data, where)
-    mono = torch.from_numpy(values).mean(dim=1)
-    return resample(mono, own, rate)
+    with _opened(audio.blob, where) as sound:  # the limits hold for bytes that changed since packing too
+        whole = -(-sound.frames * rate // sound.rate)
+        count = whole if seconds >= whole / rate else max(1, round(seconds * rate))
+        needed = sound.frames if count == whole else min(sound.frames, _reach(count, sound.rate, rate))
+        mono, at = torch.empty(needed), 0
+        while at < needed:
+            values = sound.read(min(_READ, needed - at))
+            if not len(values):
+                raise DataError(f"{where}: {at:,} of {sound.frames:,} samples, then it breaks off; replace or drop it")
+            mono[at : at + len(values)] = torch.from_numpy(values).mean(dim=1)
+            at += len(values)
+        return resample(mono, sound.rate, rate)[:count]
+
+
+def _reach(count: int, rate: int, to: int) -> int:
+    """How many samples at `rate` the first `count` at `to` depend on: the filter looks ahead."""
+    if rate == to:
+        return count
+    factor = gcd(rate, to)
+    width = _filters(rate // factor, to // factor).shape[1] // 2
+    return (count - 1) * rate // to + width + 2
 
 
 def resample(samples: Tensor, rate: int, to: int) -> Tensor:
@@ -88,32 +104,68 @@ def _filters(step: int, phases: int) -> Tensor:
     return (filters / filters.sum(dim=1, keepdim=True)).float()
 
 
-def _is_pcm_wave(data: bytes) -> bool:
+@dataclass(frozen=True)
+class _Sound:
+    """An opened sound. read(n): the next n frames, (n, channels) float32; fewer at its end."""
+
+    frames: int
+    rate: int
+    channels: int
+    read: Callable[[int], Samples]
+
+
+@contextmanager
+def _opened(blob: Blob, where: str) -> Iterator[_Sound]:
+    """Reads the header, holds it against the limits, and gives the samples as they are asked for."""
+    with window.opened(blob) as file:
+        pcm = _is_pcm_wave(file.read(4096))
+        file.seek(0)
+        with (_wave if pcm else _other)(file, where) as sound:
+            frames, rate, channels = sound.frames, sound.rate, sound.channels
+            if not RATES[0] <= rate <= RATES[1] or frames / rate > MAX_SECONDS or frames * channels > MAX_VALUES:
+                raise DataError(
+                    f"{where}: a sound of {frames / max(rate, 1):,.0f} s at {rate:,} Hz in {channels} channels; limits "
+                    f"{MAX_SECONDS:,.0f} s, {RATES[0]:,} to {RATES[1]:,} Hz, {MAX_VALUES:,} values: cut it before "
+                    "packing"
+                )
+            if frames <= 0:
+                raise DataError(f"{where}: a sound of no length; replace or drop it")
+            yield sound
+
+
+def _is_pcm_wave(head: bytes) -> bool:
     """RIFF/WAVE whose format chunk says PCM (1), or extensible (0xFFFE) with PCM behind it."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return False
-    at = data.find(b"fmt ", 12, 4096)
-    kind = data[at + 8 : at + 10]
-    return at > 0 and (kind == b"\x01\0" or (kind == b"\xfe\xff" and data[at + 32 : at + 34] == b"\x01\0"))
+    at = head.find(b"fmt ", 12, 4096)
+    kind = head[at + 8 : at + 10]
+    return at > 0 and (kind == b"\x01\0" or (kind == b"\xfe\xff" and head[at + 32 : at + 34] == b"\x01\0"))
 
 
-def _probe_wave(data: bytes, where: str) -> tuple[int, int, int]:
-    with _open_wave(data, where) as sound:
-        frames, size = sound.getnframes(), sound.getnchannels() * sound.getsampwidth()
-        if frames * size > len(data):
+@contextmanager
+def _wave(file: BinaryIO, where: str) -> Iterator[_Sound]:
+    length = window.size(file)
+    try:
+        sound = wave.open(file, "rb")  # noqa: SIM115  (closed below)
+        width, rate = sound.getsampwidth(), sound.getframerate()
+        if width not in (1, 2, 3, 4) or rate <= 0:
+            raise wave.Error(f"{8 * width} bits at {rate} Hz")
+    except (wave.Error, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{where}: a WAV that cannot be read ({error}); replace or drop it") from error
+    with sound:
+        frames, channels = sound.getnframes(), sound.getnchannels()
+        if frames * channels * width > length:
             raise DataError(
-                f"{where}: the header speaks of {frames * size:,} bytes of sound and the file has {len(data):,}; "
-                f"it was cut short: replace or drop it"
+                f"{where}: the header speaks of {frames * channels * width:,} bytes of sound and the file has "
+                f"{length:,}; it was cut short: replace or drop it"
             )
-        return frames, sound.getframerate(), sound.getnchannels()
+        yield _Sound(frames, rate, channels, lambda count: _values(sound.readframes(count), width, channels))
 
 
-def _decode_wave(data: bytes, where: str) -> tuple[Samples, int]:
+def _values(raw: bytes, width: int, channels: int) -> Samples:
+    """Little-endian integers of `width` bytes -> (n, channels) float32 in -1 to 1."""
     import numpy as np
 
-    with _open_wave(data, where) as sound:
-        width, channels, rate = sound.getsampwidth(), sound.getnchannels(), sound.getframerate()
-        raw = sound.readframes(sound.getnframes())
     raw = raw[: len(raw) // (width * channels) * width * channels]
     if width == 1:  # the only unsigned one
         values = np.frombuffer(raw, np.uint8).astype(np.float32) - 128
@@ -123,41 +175,28 @@ def _decode_wave(data: bytes, where: str) -> tuple[Samples, int]:
         values = (wide.view("<i4")[:, 0] >> 8).astype(np.float32)
     else:
         values = np.frombuffer(raw, f"<i{width}").astype(np.float32)
-    return (values / np.float32(2 ** (8 * width - 1))).reshape(-1, channels), rate
+    return (values / np.float32(2 ** (8 * width - 1))).reshape(-1, channels)
 
 
-def _open_wave(data: bytes, where: str) -> wave.Wave_read:
-    try:
-        sound = wave.open(BytesIO(data), "rb")  # noqa: SIM115  (the caller closes it)
-        if sound.getsampwidth() not in (1, 2, 3, 4) or sound.getframerate() <= 0:
-            raise wave.Error(f"{8 * sound.getsampwidth()} bits at {sound.getframerate()} Hz")
-        return sound
-    except (wave.Error, EOFError, RuntimeError, ValueError) as error:
-        raise DataError(f"{where}: a WAV that cannot be read ({error}); replace or drop it") from error
+@contextmanager
+def _other(file: BinaryIO, where: str) -> Iterator[_Sound]:
+    soundfile, length = _soundfile(where), window.size(file)
 
+    def tried(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
+            raise DataError(
+                f"{where}: {length:,} bytes that are no sound libsndfile can read ({error}); replace or drop it"
+            ) from error
 
-def _probe_soundfile(data: bytes, where: str) -> tuple[int, int, int]:
-    soundfile = _soundfile(where)
-    try:
-        info = soundfile.info(BytesIO(data))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise _unreadable(data, where, error) from error
-    return int(info.frames), int(info.samplerate), int(info.channels)
-
-
-def _decode_soundfile(data: bytes, where: str) -> tuple[Samples, int]:
-    soundfile = _soundfile(where)
-    try:
-        values, rate = soundfile.read(BytesIO(data), dtype="float32", always_2d=True)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise _unreadable(data, where, error) from error
-    return values, int(rate)
-
-
-def _unreadable(data: bytes, where: str, error: Exception) -> DataError:
-    return DataError(
-        f"{where}: {len(data):,} bytes that are no sound libsndfile can read ({error}); replace or drop it"
-    )
+    with tried(lambda: soundfile.SoundFile(file)) as sound:
+        yield _Sound(
+            int(sound.frames),
+            int(sound.samplerate),
+            int(sound.channels),
+            lambda count: tried(lambda: sound.read(count, dtype="float32", always_2d=True)),
+        )
 
 
 def _soundfile(where: str) -> Any:

@@ -49,6 +49,12 @@ def load(image: Image, where: str, draft_for: tuple[int, int] | None = None) -> 
     """As `decode`, but (H, W, 4) contiguous: red, green, blue and a byte without meaning. Read it, never write it."""
     picture = open_picture(image.blob.read(), where)
     turned = _orientation(picture)
+    found = picture.size if turned < 5 else picture.size[::-1]
+    if found != (image.width, image.height):
+        raise DataError(
+            f"{where}: {found[0]}x{found[1]} pixels, and {image.width}x{image.height} when it was packed; was it "
+            "replaced? Pack it again"
+        )
     if draft_for is not None:
         height, width = draft_for if turned < 5 else draft_for[::-1]
         picture.draft(None, (width, height))  # does nothing where the format is not JPEG

@@ -1,19 +1,20 @@
 """Clips: encoded bytes -> sizes, frame indices by the families' own rules, the pixels of the chosen frames.
 
 Animated GIF, WebP and PNG are read by Pillow, every other container by PyAV (the extra "video"). Frame i is the i-th in
-the order shown, found by its time stamp: a container is walked packet by packet, which decodes nothing.
+the order shown, found by its time stamp: a container is walked packet by packet, which decodes nothing. Held at a time
+are one packet, one frame at full size and what the codec looks back on, however long the clip is.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
 from ..types import Blob, DataError, Video
-from . import animation
+from . import animation, window
 from . import image as images
 
 if TYPE_CHECKING:
@@ -22,21 +23,23 @@ if TYPE_CHECKING:
 MAX_PIXELS = 8192 * 4320  # of one frame: 8K
 MAX_FRAMES = 500_000
 MAX_SECONDS = 4 * 3600.0
+MAX_ANIMATED = 1 << 34  # pixels of all frames of an animation: without key frames, its last frame costs them all
+NEAR = 4  # frames: a key frame no farther ahead is reached by decoding on, which costs less than a seek
 
 
 def probe(blob: Blob, where: str) -> Video:
     """Size as displayed, frames and seconds. Raises DataError if it is no clip, broken, or beyond the limits."""
-    data = blob.read()
-    if animation.animated(data):
-        width, height = images.open_picture(data, where).size
-        shown = animation.durations(data, where)
-        frames, seconds = len(shown), fsum(shown)
-    else:
-        width, height, frames, seconds = _probe_container(data, where)
+    animated = _animated(blob)
+    width, height, frames, seconds = (_probe_animation if animated else _probe_container)(blob, where)
     if width * height > MAX_PIXELS or frames > MAX_FRAMES or seconds > MAX_SECONDS:
         raise DataError(
             f"{where}: a clip of {width}x{height} pixels, {frames:,} frames, {seconds:,.0f} s; limits {MAX_PIXELS:,} "
             f"pixels a frame, {MAX_FRAMES:,} frames, {MAX_SECONDS:,.0f} s: shrink or cut it before packing"
+        )
+    if animated and width * height * frames > MAX_ANIMATED:
+        raise DataError(
+            f"{where}: an animation of {width}x{height} pixels and {frames:,} frames; limit {MAX_ANIMATED:,} pixels of "
+            "all frames, since it has no key frames: make it a video (mp4, webm) or shrink it before packing"
         )
     return Video(blob, width, height, frames, seconds)
 
@@ -74,14 +77,22 @@ def decode(video: Video, indices: Sequence[int], where: str) -> Tensor:
     return torch.stack([frame[..., :3].permute(2, 0, 1) for frame in load(video, indices, where)])
 
 
-def load(video: Video, indices: Sequence[int], where: str) -> Iterator[Tensor]:
-    """One chosen frame after the other, (H, W, 4) uint8 as `image.load` gives it: one at a time is at full size."""
+def load(
+    video: Video, indices: Sequence[int], where: str, draft_for: tuple[int, int] | None = None
+) -> Iterator[Tensor]:
+    """One chosen frame after the other, (H, W, 4) uint8 as `image.load` gives it: one at a time is at full size.
+
+    With `draft_for` (height, width), a container's frames come at that size, scaled while their colours are converted:
+    within 1.5 grey levels of the full way in the mean, and half its time.
+    """
     wanted = list(indices)
     if not wanted or wanted != sorted(wanted) or wanted[0] < 0 or wanted[-1] >= video.frames:
         raise DataError(f"{where}: frames {wanted} asked of a clip of {video.frames}; ask in rising order, from 0")
-    data = video.blob.read()
-    read = _animation_frames if animation.animated(data) else _container_frames
-    frames = read(data, sorted(set(wanted)), where)
+    chosen = sorted(set(wanted))
+    if _animated(video.blob):
+        frames = _animation_frames(video.blob, chosen, where)
+    else:
+        frames = _container_frames(video.blob, chosen, where, draft_for)
     frame, held = next(frames), wanted[0]
     for index in wanted:
         if index != held:
@@ -95,8 +106,20 @@ def _timed(video: Video, indices: list[int]) -> tuple[list[int], list[float]]:
     return indices, [i / rate for i in indices]
 
 
-def _animation_frames(data: bytes, wanted: list[int], where: str) -> Iterator[Tensor]:
-    picture = images.open_picture(data, where)
+def _animated(blob: Blob) -> bool:
+    with window.opened(blob) as file:
+        return animation.animated(file.read(16))
+
+
+def _probe_animation(blob: Blob, where: str) -> tuple[int, int, int, float]:
+    data = blob.read()
+    width, height = images.open_picture(data, where).size
+    shown = animation.durations(data, where, MAX_FRAMES + 1)
+    return width, height, len(shown), fsum(shown)
+
+
+def _animation_frames(blob: Blob, wanted: list[int], where: str) -> Iterator[Tensor]:
+    picture = images.open_picture(blob.read(), where)
     for index in wanted:
         with images.reading(f"{where}, frame {index}"):
             picture.seek(index)
@@ -105,18 +128,20 @@ def _animation_frames(data: bytes, wanted: list[int], where: str) -> Iterator[Te
 
 
 @contextmanager
-def _opened(data: bytes, where: str) -> Iterator[tuple[Any, Any]]:
+def _opened(blob: Blob, where: str) -> Iterator[tuple[Any, Any]]:
     """PyAV's container and its first video stream, one decoding thread: the workers are the parallelism."""
     try:
         import av
     except ImportError as error:
         raise DataError(f'{where}: reading this clip needs PyAV: pip install "omni2vec[video]"') from error
     try:
-        with av.open(BytesIO(data)) as container:
+        with window.opened(blob) as file, av.open(file) as container:
             if not container.streams.video:
                 raise DataError(f"{where}: the file holds no video stream; is it a sound?")
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
+            # The codec's own header may claim another size than the container's, and changes it as it likes.
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             yield container, stream
     except av.FFmpegError as error:
         raise DataError(f"{where}: the clip cannot be read ({error}); is it cut short? Replace or drop it") from error
@@ -140,8 +165,8 @@ def _stamps(container: Any, stream: Any, where: str) -> tuple[list[int], list[in
     return sorted(shown), sorted(keys)
 
 
-def _probe_container(data: bytes, where: str) -> tuple[int, int, int, float]:
-    with _opened(data, where) as (container, stream):
+def _probe_container(blob: Blob, where: str) -> tuple[int, int, int, float]:
+    with _opened(blob, where) as (container, stream):
         width, height = stream.width, stream.height
         if (container.duration or 0) / 1e6 > MAX_SECONDS or width * height > MAX_PIXELS:
             return width, height, stream.frames, (container.duration or 0) / 1e6
@@ -155,9 +180,9 @@ def _probe_container(data: bytes, where: str) -> tuple[int, int, int, float]:
     return *((height, width) if turned else (width, height)), len(shown), seconds or animation.BLINK
 
 
-def _container_frames(data: bytes, wanted: list[int], where: str) -> Iterator[Tensor]:
-    """Seeks where a key frame lies between here and the next wanted frame, else decodes on."""
-    with _opened(data, where) as (container, stream):
+def _container_frames(blob: Blob, wanted: list[int], where: str, draft_for: tuple[int, int] | None) -> Iterator[Tensor]:
+    """Seeks where a key frame lies between here and the next wanted frame, and not near; else decodes on."""
+    with _opened(blob, where) as (container, stream):
         shown, keys = _stamps(container, stream, where)
         if wanted[-1] >= len(shown):
             raise DataError(f"{where}: frame {wanted[-1]} of a clip of {len(shown)}; was it replaced? Pack it again")
@@ -165,8 +190,9 @@ def _container_frames(data: bytes, wanted: list[int], where: str) -> Iterator[Te
         here: int | None = None
         for index in wanted:
             target = shown[index]
-            start = max((k for k in keys if k <= target), default=shown[0])
-            if here is None or here < start:
+            before = bisect_right(keys, target)
+            start = keys[before - 1] if before else shown[0]
+            if here is None or (here < start and bisect_left(shown, start) - bisect_left(shown, here) > NEAR):
                 container.seek(start, stream=stream)
                 frames = container.decode(stream)
             for frame in frames:
@@ -175,16 +201,17 @@ def _container_frames(data: bytes, wanted: list[int], where: str) -> Iterator[Te
             else:
                 raise DataError(f"{where}: frame {index} cannot be decoded; is the clip cut short? Replace or drop it")
             here = frame.pts
-            yield _pixels(frame)
+            yield _pixels(frame, draft_for)
 
 
-def _pixels(frame: Any) -> Tensor:
+def _pixels(frame: Any, draft_for: tuple[int, int] | None) -> Tensor:
     """PyAV's frame -> (H, W, 4) uint8, upright; colours as its own rgb24, which transformers reads too."""
     import numpy as np
     import torch
 
-    upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-    height, width, _ = upright.shape
-    pixels = torch.empty(height, width, 4, dtype=torch.uint8)
-    pixels[..., :3] = torch.from_numpy(np.ascontiguousarray(upright))
-    return pixels
+    turns = frame.rotation // 90
+    if draft_for is not None:
+        height, width = draft_for[::-1] if turns % 2 else draft_for
+        frame = frame.reformat(width, height, "rgba", interpolation="BICUBIC")
+    upright = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgba"), turns))
+    return torch.from_numpy(upright)

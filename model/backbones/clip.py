@@ -1,13 +1,15 @@
 """open_clip dual encoders as an Encoder: a baseline for retrieval, and a tower that can be frozen (arXiv:2103.00020).
 
 A dual encoder has one vector for a text and one for a picture. An Item of several parts is the sum of its parts' unit
-vectors (score fusion of UniIR, arXiv:2311.17136). It was made for captions: instructions are not shown to it.
+vectors (score fusion of UniIR, arXiv:2311.17136). It was made for captions: instructions are not shown to it. It
+encodes and is not trained, so pictures are always decoded whole, and seen through open_clip's own transform.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...data.types import DataError, Events, Image, Item, Side, Text, Video
+from .patches import check_aspect
 
 PREFIX = "open_clip:"
 FRAMES = 8  # of a clip, evenly spaced
@@ -63,11 +66,17 @@ class Clip:
 
     def pictures(self, pixels: Sequence[Tensor]) -> Tensor:
         """uint8 (3, H, W) each -> (n, D) float32, unit length."""
+        return self._seen([self._transformed(p) for p in pixels])
+
+    def _transformed(self, pixels: Tensor) -> Tensor:
         from torchvision.transforms.functional import to_pil_image
 
-        batch = torch.stack([self.transform(to_pil_image(p)) for p in pixels]).to(self.device)
+        out: Tensor = self.transform(to_pil_image(pixels))
+        return out
+
+    def _seen(self, transformed: Sequence[Tensor]) -> Tensor:
         with torch.inference_mode():
-            return F.normalize(self.model.encode_image(batch).float(), dim=-1)
+            return F.normalize(self.model.encode_image(torch.stack(list(transformed)).to(self.device)).float(), dim=-1)
 
     def encode_items(
         self, items: Iterable[Item], *, side: Side = "query", instruction: str = "", progress: str = ""
@@ -85,18 +94,18 @@ class Clip:
         total = torch.zeros(len(items), self.width, device=self.device)
         if said:
             total.index_add_(0, torch.tensor(list(said), device=self.device), self.texts(list(said.values())))
-        seen = [
-            (i, pixels, weight)
+        seen: set[int] = set()
+        frames = (
+            (i, self._transformed(pixels), weight)  # at once: only one picture or frame is held at its own size
             for i, item in enumerate(items)
             for pixels, weight in _frames(item, f"input {first + i}")
-        ]
-        if seen:
-            vectors = torch.cat(
-                [self.pictures([p for _, p, _ in seen[k : k + BATCH]]) for k in range(0, len(seen), BATCH)]
-            )
-            owner = torch.tensor([i for i, _, _ in seen], device=self.device)
-            total.index_add_(0, owner, vectors * torch.tensor([[w] for _, _, w in seen], device=self.device))
-        empty = [i for i in range(len(items)) if i not in said and i not in {i for i, _, _ in seen}]
+        )
+        while some := list(islice(frames, BATCH)):
+            owner = torch.tensor([i for i, _, _ in some], device=self.device)
+            weights = torch.tensor([[w] for _, _, w in some], device=self.device)
+            total.index_add_(0, owner, self._seen([p for _, p, _ in some]) * weights)
+            seen |= {i for i, _, _ in some}
+        empty = [i for i in range(len(items)) if i not in said and i not in seen]
         if empty:
             raise DataError(
                 f"input {first + empty[0]}: nothing that {self.name} can see: it takes texts, pictures and clips"
@@ -124,18 +133,27 @@ def _words(item: Item) -> str:
     return " ".join(w for w in words if w)
 
 
-def _frames(item: Item, where: str) -> list[tuple[Tensor, float]]:
+def _frames(item: Item, where: str) -> Iterator[tuple[Tensor, float]]:
     """Pixels of the Item's pictures and clips with their weights: the frames of one clip weigh as much as a picture."""
     from ...data.parts import image, video
 
-    out: list[tuple[Tensor, float]] = []
     for part in item.parts:
+        if isinstance(part, Image | Video):
+            _check(part, where)
         if isinstance(part, Image):
-            out.append((image.decode(part, where), 1.0))
+            yield image.decode(part, where), 1.0
         elif isinstance(part, Video):
             count = min(FRAMES, part.frames)
             chosen = sorted({i * part.frames // count for i in range(count)})
-            out += [(frame, 1 / len(chosen)) for frame in video.decode(part, chosen, where)]
+            for frame in video.load(part, chosen, where):
+                yield frame[..., :3].permute(2, 0, 1), 1 / len(chosen)
         elif not isinstance(part, Text | Events):
             raise DataError(f"{where}: open_clip has no ears for {type(part).__name__.lower()}; use a model that has")
-    return out
+
+
+def _check(part: Image | Video, where: str) -> None:
+    """The transform makes the shorter side a fixed size, and so a sliver enormous."""
+    try:
+        check_aspect(part.width, part.height)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error

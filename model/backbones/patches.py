@@ -39,14 +39,14 @@ def fit(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) 
 
     Equal to the processors' own rule. Raises DataError where the sides differ by more than 200 times.
     """
-    _check_aspect(width, height)
+    check_aspect(width, height)
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > max_pixels:
         shrink = math.sqrt((height * width) / max_pixels)
         rows = max(factor, math.floor(height / shrink / factor) * factor)
         columns = max(factor, math.floor(width / shrink / factor) * factor)
-    elif rows * columns < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
+    elif rows * columns < max(min_pixels, 1):  # without a least size, a thin picture is still one patch thick
+        grow = math.sqrt(max(min_pixels, 1) / (height * width))
         rows = math.ceil(height * grow / factor) * factor
         columns = math.ceil(width * grow / factor) * factor
     return rows, columns
@@ -61,12 +61,22 @@ def of_image(image: Image, height: int, width: int, geometry: Geometry, draft: b
     return _patchify([_resized(pixels, height, width)], geometry)
 
 
-def of_video(video: Video, indices: Sequence[int], height: int, width: int, geometry: Geometry, where: str) -> Tensor:
+def of_video(
+    video: Video,
+    indices: Sequence[int],
+    height: int,
+    width: int,
+    geometry: Geometry,
+    where: str,
+    draft: bool = False,
+) -> Tensor:
     """Patches (n, 3 * temporal * patch * patch) uint8 of the chosen frames, each resized to height x width.
 
-    The last frame is repeated until their number is a multiple of `temporal`.
+    The last frame is repeated until their number is a multiple of `temporal`. `draft` scales a container's frames while
+    their colours are converted: for training only.
     """
-    frames = [_resized(frame, height, width) for frame in videos.load(video, indices, where)]
+    loaded = videos.load(video, indices, where, (height, width) if draft else None)
+    frames = [_resized(frame, height, width) for frame in loaded]
     per = geometry.temporal
     frames += frames[-1:] * (-len(frames) % per)
     return torch.cat([_patchify(frames[t : t + per], geometry) for t in range(0, len(frames), per)])
@@ -113,7 +123,7 @@ def fit_qwen3_video(
     if height < factor or width < factor:
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
-    _check_aspect(width, height)
+    check_aspect(width, height)
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     volume = round(frames / temporal) * temporal * rows * columns
     if volume > max_pixels:
@@ -148,8 +158,9 @@ def _patchify(frames: Sequence[Tensor], geometry: Geometry) -> Tensor:
     return out.flatten(1)
 
 
-def _check_aspect(width: int, height: int) -> None:
+def check_aspect(width: int, height: int) -> None:
+    """Raises DataError for a sliver: resized, it would be a bomb or nothing."""
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise DataError(
-            f"a picture of {width}x{height} pixels is longer than {MAX_ASPECT} times its other side: crop it"
+            f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other; crop it, or leave it out"
         )

@@ -192,12 +192,11 @@ class QwenFormat:
         return self.media.positions(segment)
 
     def _decode(self, medium: Medium, draft: bool, key: str) -> Tensor:
+        size, geometry, where = (medium.height, medium.width), self.media.geometry, f"key {key}"
         if isinstance(medium.part, Image):
-            return of_image(medium.part, medium.height, medium.width, self.media.geometry, draft, f"key {key}")
+            return of_image(medium.part, *size, geometry, draft, where)
         assert isinstance(medium.part, Video)
-        return of_video(
-            medium.part, list(medium.indices), medium.height, medium.width, self.media.geometry, f"key {key}"
-        )
+        return of_video(medium.part, medium.indices, *size, geometry, where, draft)
 
     def _grey(self, medium: Medium) -> Tensor:
         g = self.media.geometry
