@@ -16,10 +16,9 @@ import numpy as np
 from .deck import WINDOW, Deck
 from .mix import Feed, Mix, Weighted
 from .schedules import Phases, Ramp, at
-from .turns import Blocks, Held, Turns, checked, schedule
+from .turns import Blocks, Ending, Held, Turns, checked, schedule
 
 _FINE = 100  # blocks of a stage whose weights are scheduled
-_LONG = 1024  # steps of a block in which only an end may change the shares
 
 
 class Address(NamedTuple):
@@ -144,14 +143,16 @@ def _turns(
     first = weights_at(feeds, factors, 0.0)
     for p in range(1, _FINE if moving else 1):  # so that a stage does not end at its middle
         weights_at(feeds, factors, p / _FINE)
-    if adaptive is None and not moving and min(most) == math.inf:
-        return schedule(first, setting.seed)
+    if adaptive is None and not moving:
+        if min(most) == math.inf:
+            return schedule(first, setting.seed)
+        return Ending(first, [math.ceil(m / hold) if m < math.inf else m for m in most], setting.seed)
     if adaptive is not None:
         if moving:
             raise ValueError("a mix that adapts and weights that are scheduled: the shares can follow one of them only")
         steps = adaptive.every
     else:
-        steps = max(1, setting.steps // _FINE) if moving and setting.steps else _LONG
+        steps = max(1, setting.steps // _FINE)
     length = max(1, steps * each // hold)
     if adaptive is not None and length * hold != steps * each:
         raise ValueError(f"Adaptive(every={steps}): expected a multiple of the {hold // each} steps that a source has")

@@ -1,7 +1,7 @@
 """Which source's turn it is: sub-batch j of a run, and how many its source had before, found without a replay.
 
-`Mixture` deals fixed shares exactly in every cycle. `Blocks` deals shares that change from block to block, or sources
-that end; `Held` lets a source keep its turn for a while.
+`Mixture` deals fixed shares exactly in every cycle, `Ending` among sources that end, `Blocks` deals shares that change
+from block to block; `Held` lets a source keep its turn for a while.
 """
 
 from __future__ import annotations
@@ -72,6 +72,67 @@ class Mixture:
         return had
 
 
+class Ending:
+    """Fixed shares among sources that end: `most[s]` sub-batches are source s's at all. The turn at which one ends is
+    found in the cycle where it does, and from there the others share; so a seek costs a look at each end."""
+
+    def __init__(self, weights: Sequence[float], most: Sequence[float], seed: int) -> None:
+        self.weights, self.most, self.seed = list(weights), list(most), seed
+        self._spans: list[_Span] = []
+
+    @property
+    def total(self) -> float:
+        return sum(m for w, m in zip(self.weights, self.most, strict=True) if w > 0)
+
+    def sources(self, start: int, count: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        while count:
+            span = self._span(start)
+            here = int(min(count, span.stop - start))
+            found += [(s, span.had[s] + n) for s, n in span.mixture.sources(start - span.start, here)]
+            start, count = start + here, count - here
+        return found
+
+    def had(self, turn: int) -> list[int]:
+        if turn == 0:
+            return [0] * len(self.most)
+        span = self._span(turn - 1)
+        return [a + b for a, b in zip(span.had, span.mixture.had(turn - span.start), strict=True)]
+
+    def _span(self, turn: int) -> _Span:
+        """The stretch of equal shares that the turn is in."""
+        while not self._spans or turn >= self._spans[-1].stop:
+            start = int(self._spans[-1].stop) if self._spans else 0
+            had = self.had(start)
+            left = [w if n < m else 0.0 for w, m, n in zip(self.weights, self.most, had, strict=True)]
+            if not any(left):
+                raise ValueError(f"sub-batch {turn} of {start}: every source has ended")
+            mixture = schedule(left, bits(self.seed, "ended", len(self._spans)) if self._spans else self.seed)
+            room = [m - n for m, n in zip(self.most, had, strict=True)]
+            self._spans.append(_Span(start, start + _end(mixture, room), had, mixture))
+        return next(s for s in reversed(self._spans) if s.start <= turn)
+
+
+@dataclass(frozen=True)
+class _Span:
+    start: int
+    stop: float
+    had: list[int]
+    mixture: Mixture
+
+
+def _end(mixture: Mixture, room: Sequence[float]) -> float:
+    """The turn behind which the first source of the mixture has had its room; infinite where none ever has."""
+    last = {s: divmod(int(room[s]) - 1, c) for s, c in enumerate(mixture.counts) if c and room[s] < math.inf}
+    first = min((cycle for cycle, _ in last.values()), default=0)
+    ends = [math.inf]
+    for s, (cycle, rest) in last.items():
+        if cycle == first:
+            order = [source for source, _ in mixture.sources(cycle * mixture.cycle, mixture.cycle)]
+            ends.append(cycle * mixture.cycle + [p for p, source in enumerate(order) if source == s][rest] + 1)
+    return min(ends)
+
+
 class Blocks:
     """Blocks of `length` sub-batches. `shares(b)` are those of block b (any positive sum); what rounding owes a source
     in one block it gets in the next. most: sub-batches that each source has at all; once it had them, the others share
@@ -99,6 +160,8 @@ class Blocks:
             block, place = divmod(start, self.length)
             before, order = self._dealt(block)
             here = min(count, len(order) - place)
+            if here <= 0:  # those that have not ended have no share by now
+                raise ValueError(f"sub-batch {start}: every source that has a share in block {block} has ended")
             had = before + np.bincount(order[:place], minlength=len(before))
             for s in order[place : place + here].tolist():
                 found.append((s, int(had[s])))

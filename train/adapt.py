@@ -101,7 +101,8 @@ class Adapting:
             if self.mix.by == "loss":
                 value /= seen.first.setdefault(name, max(value, 1e-6))
             old = seen.need.get(name, value)
-            seen.need[name] = self.mix.smooth * old + (1 - self.mix.smooth) * value
+            # Three digits: what one rank and many round otherwise hardly ever reaches the shares.
+            seen.need[name] = round(self.mix.smooth * old + (1 - self.mix.smooth) * value, 3)
         seen.sums, seen.counts = {}, {}
         need = {s: seen.need[name] for s, name in enumerate(self.loader.names) if name in seen.need}
         return self.mix.shares(self.base, need)

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from omni2vec.data.turns import Blocks, Held, Turns, deal, schedule
+from omni2vec.data.turns import Blocks, Ending, Held, Turns, deal, schedule
 
 INF = math.inf
 
@@ -32,6 +32,7 @@ def _ramp(block: int) -> tuple[float, ...]:
 CASES = {
     "cycles": lambda: schedule((1, 2, 0.5), 3),
     "ramp": lambda: Blocks(_ramp, 11, (INF, INF, INF), 3),
+    "ending": lambda: Ending((1, 2, 0.5), (INF, 40, 3), 3),
     "ends": lambda: Blocks(lambda b: (1, 2, 0.5), 7, (INF, 40, 3), 3),
     "held": lambda: Held(schedule((1, 2, 0.5), 3), 5),
     "held ramp": lambda: Held(Blocks(_ramp, 4, (INF, INF, INF), 3), 5),
@@ -63,6 +64,27 @@ def test_a_source_ends_when_it_had_its_share_and_the_others_go_on_by_theirs() ->
     assert turns.had(16 * 5) == [20, 40, 20]
     assert turns.had(16 * 15) == [100, 40, 100]
     assert {s for s, _ in turns.sources(16 * 5, 200)} == {0, 2}
+
+
+def test_a_source_keeps_its_pace_until_it_ends() -> None:
+    turns = Ending((1, 5, 1), (INF, 25, 7), 0)
+    ends = max(j for j, (s, _) in enumerate(turns.sources(0, 400)) if s == 1)
+    assert 29 <= ends < 35
+    for start in range(0, 28, 7):
+        assert Counter(s for s, _ in turns.sources(start, 7)) == {0: 1, 1: 5, 2: 1}
+    later = Counter(s for s, _ in turns.sources(35, 4))
+    assert later == {0: 2, 2: 2}
+    assert turns.had(400) == [368, 25, 7]
+    far = 10**12
+    assert turns.sources(far, 1) == [(0, far - 32)]
+
+
+def test_sources_that_all_end_say_so() -> None:
+    turns = Ending((1, 2, 0.5), (30, 7, 5), 0)
+    assert turns.total == 42
+    assert Counter(s for s, _ in turns.sources(0, 42)) == {0: 30, 1: 7, 2: 5}
+    with pytest.raises(ValueError, match="every source has ended"):
+        turns.sources(42, 1)
 
 
 def test_all_sources_give_all_they_have_before_the_end_is_said() -> None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from omni2vec.data.mix import Feed
-from omni2vec.data.sources import Shards
+from omni2vec.data.mix import Adaptive, Feed
+from omni2vec.data.schedules import Ramp
+from omni2vec.data.sources import Rest, Shards, Take
 from omni2vec.model.lora import Lora
 from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.next_token import NextToken
@@ -33,6 +34,10 @@ def stage(folder: Path, variant: str) -> Stage:
         save_every=3,
         device="cpu",
     )
+    if variant == "adaptive":  # both sources' shares follow their losses, the temperature the stage's progress
+        feeds = (Feed(Take(rows, 10, name="few"), negatives=Ramp(0, 1)), Feed(Rest(rows, 10, name="rest"), 2.0))
+        mix = Adaptive(every=2, strength=9.0, smooth=0.0)
+        return replace(made, feeds=feeds, mix=mix, batch=12, sub_batch=2, temperature=Ramp(0.1, 0.02), save_every=2)
     if variant == "lora":
         return replace(made, lora=Lora(rank=4, dropout=0.2))
     if variant.startswith("elastic"):  # a large eps, so that rounding stays rounding; batches of uneven chunks

@@ -78,13 +78,13 @@ def kill_at(folder, variant, out, step):
 @pytest.fixture(scope="module")
 def whole(folder, tmp_path_factory):
     """The folders of uninterrupted runs, by variant."""
-    out = {v: tmp_path_factory.mktemp("whole") / v for v in ("lora", "best")}
+    out = {v: tmp_path_factory.mktemp("whole") / v for v in ("lora", "best", "adaptive")}
     for process in [start(folder, v, p) for v, p in out.items()]:
         finish(process)
     return out
 
 
-@pytest.mark.parametrize(("variant", "weights"), [("lora", "adapter_model"), ("best", "model")])
+@pytest.mark.parametrize(("variant", "weights"), [("lora", "adapter_model"), ("best", "model"), ("adaptive", "model")])
 def test_a_killed_stage_resumes_to_the_same_weights_to_the_bit(folder, whole, tmp_path, variant, weights):
     cut = tmp_path / "cut"
     kill_at(folder, variant, cut, 4)
@@ -98,6 +98,18 @@ def test_a_killed_stage_resumes_to_the_same_weights_to_the_bit(folder, whole, tm
     assert losses[0] == losses[1]
     assert [s for s, _ in losses[1]] == list(range(STEPS))
     assert not (cut / "checkpoints").exists()
+
+
+def test_shares_follow_the_losses_and_the_temperature_the_progress(whole):
+    log = read_log(whole["adaptive"] / "log.jsonl")
+    shares = [(r["step"], r["shares"]) for r in log if "shares" in r]
+    assert [s for s, _ in shares] == [0, 2, 4, 6]  # the last but one of every block of two
+    assert all(sum(v.values()) == pytest.approx(1, abs=1e-3) for _, v in shares)
+    assert len({v["few"] for _, v in shares}) > 1
+    scales = [r["scale"] for r in log if "loss" in r]
+    wanted = [1 / (0.1 + (0.02 - 0.1) * t / STEPS) for t in range(STEPS)]
+    assert scales == pytest.approx(wanted, rel=1e-4)
+    assert Embedder.load(whole["adaptive"]).settings.scale == Fixed(50.0)
 
 
 def test_the_output_is_an_embedder_and_has_learned(folder, whole):
