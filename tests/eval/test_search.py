@@ -126,3 +126,13 @@ def test_no_tensor_is_larger_than_a_tile() -> None:
     with Watch():
         search(query, docs, 5, [[q] for q in range(200)])
     assert largest <= 400  # the inputs themselves; the whole matrix would be 40,000
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_hidden_candidates_are_not_ranked_and_a_short_list_ends_in_gaps() -> None:
+    query, docs = vectors(30, seed=1), vectors(50, seed=2)
+    gone = torch.rand(30, 50, generator=torch.Generator().manual_seed(3)) < 0.9
+    found = search(query, docs, 12, hidden=lambda rows, columns: gone[rows, columns])
+    for q, order in enumerate(reference(query, docs)):
+        left = [d for d in order if not gone[q, d]][:12]
+        assert found.top[q].tolist() == left + [-1] * (12 - len(left))
