@@ -3,6 +3,7 @@
 The mapping says of each field where it comes from; docs/your_data.md has the grammar with examples:
     {"query": "image:photo + text:question", "positives": "text:answer", "negatives": "text:wrong_1 | text:wrong_2",
      "label": "category", "instruction": "=Answer the question.", "scores.label": "similarity"}
+    {"fields.image": "image:photo", "fields.title": "text:title", "fields.item": "text:name", "fields.item.id": "sku"}
 JSON lines without a mapping hold rows as docs/shards.md has them, media given by their paths.
 """
 
@@ -12,23 +13,27 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .parts import KINDS, Kind, probe
+from .patterns import NAME, OWN
 from .rows import Find, check, event, parse, to_example
 from .tables import JSON_LINES, Cells, cells, files
 from .types import Blob, DataError, Events, Example, Item, Part, Text
 
 ITEMS = ("query", "positives", "negatives")
+TOGETHER = "query"  # of which a row has one: a list gives several parts of it, as in a field
 IDS = {"query_id": "query", "positive_ids": "positives", "negative_ids": "negatives"}
 TEXTS = ("label", "answer", "instruction", "target_instruction", "task")
 SCORES = "scores."
+FIELD, ID = "fields.", ".id"
 EMPTY = (None, "", b"")  # cells that leave their part out
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Column:
     """One part of an Item: the medium or text `kind` from `column`."""
 
     kind: str  # text, image, video, audio or events
@@ -40,8 +45,13 @@ class Mapped:
     """A checked mapping. Each alternative of an Item field is a tuple of parts; each gives one Item (or, from lists,
     several)."""
 
-    items: Mapping[str, tuple[tuple[Pattern, ...], ...]]
+    items: Mapping[str, tuple[tuple[Column, ...], ...]]
     others: Mapping[str, str]  # field -> column, or "=the text itself"
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The names of the named fields."""
+        return tuple(name.removeprefix(FIELD) for name in self.items if name.startswith(FIELD))
 
     @property
     def columns(self) -> list[str]:
@@ -53,36 +63,51 @@ class Mapped:
 
 def mapped(columns: Mapping[str, str], where: str) -> Mapped:
     """Reads a mapping. Raises DataError for an unknown field or kind, and where query or positives are missing."""
-    items: dict[str, tuple[tuple[Pattern, ...], ...]] = {}
+    items: dict[str, tuple[tuple[Column, ...], ...]] = {}
     others: dict[str, str] = {}
     for name, spec in columns.items():
-        if name in ITEMS:
+        if name in ITEMS or (name.startswith(FIELD) and name.count(".") == 1):
             items[name] = tuple(
-                tuple(_pattern(part, name, where) for part in alternative.split(" + "))
+                tuple(_column(part, name, where) for part in alternative.split(" + "))
                 for alternative in spec.split(" | ")
             )
-        elif name in (*TEXTS, *IDS, "known") or (name.startswith(SCORES) and name != SCORES):
+        elif name in (*TEXTS, *IDS, "known") or (name.startswith((SCORES, FIELD)) and name != SCORES):
             others[name] = spec
         else:
-            known = ", ".join((*ITEMS, *IDS, "known", *TEXTS, f"{SCORES}NAME"))
+            known = ", ".join((*ITEMS, *IDS, "known", *TEXTS, f"{SCORES}NAME", f"{FIELD}NAME", f"{FIELD}NAME{ID}"))
             raise DataError(f"{where}: columns has an unknown field {name!r}; known are {known}")
-    for name in ("query", "positives"):
+    found = Mapped(items, others)
+    for name in () if found.fields else ("query", "positives"):
         if name not in items:
             raise DataError(
                 f'{where}: columns says nothing of {name}; give {{"{name}": "text:COLUMN"}} or another kind'
             )
-    if len(items["query"]) > 1:
-        raise DataError(f"{where}: a row has one query; join its parts by ' + ', not by ' | '")
-    return Mapped(items, others)
+    _check(found, where)
+    return found
 
 
-def _pattern(spec: str, name: str, where: str) -> Pattern:
+def _check(found: Mapped, where: str) -> None:
+    """Raises DataError for a name that no field can have, ids of nothing, and several Items where a row has one."""
+    for name in found.fields:
+        if not NAME.fullmatch(name) or name in OWN:
+            raise DataError(
+                f"{where}: columns has a field {name!r}; expected a name of a-z, 0-9 and _, and not {' or '.join(OWN)}"
+            )
+    for name in found.others:
+        if name.startswith(FIELD) and not (name.endswith(ID) and name.removesuffix(ID) in found.items):
+            raise DataError(f"{where}: columns[{name!r}] is the id of no field; expected {FIELD}NAME{ID}, NAME mapped")
+    for name, alternatives in found.items.items():
+        if len(alternatives) > 1 and (name == TOGETHER or name.startswith(FIELD)):
+            raise DataError(f"{where}: a row has one {name}; join its parts by ' + ', not by ' | '")
+
+
+def _column(spec: str, name: str, where: str) -> Column:
     kind, colon, column = spec.strip().partition(":")
     if not colon or not column or kind not in ("text", *KINDS, "events"):
         raise DataError(
             f"{where}: columns[{name!r}] has {spec!r}; expected KIND:COLUMN, KIND of text, {', '.join(KINDS)}, events"
         )
-    return Pattern(kind, column)
+    return Column(kind, column)
 
 
 def examples(
@@ -120,22 +145,25 @@ def _example(row: Cells, mapping: Mapped, folder: Path, key: str, source: str, t
         found = [
             item
             for parts in mapping.items.get(field, ())
-            for item in _items(row, parts, folder, f"{where}: {field}", together=field == "query")
+            for item in _items(row, parts, folder, f"{where}: {field}", field == TOGETHER or field.startswith(FIELD))
         ]
-        ids = next((_strings(_cell(row, mapping, name)) for name, of in IDS.items() if of == field), ())
+        named = next((name for name, of in IDS.items() if of == field), field + ID)
+        ids = _strings(_cell(row, mapping, named)) if found or not field.startswith(FIELD) else ()
         if ids and len(ids) != len(found):
             raise DataError(f"{where}: {len(ids)} ids for {len(found)} items of {field}; give one each")
         return tuple(Item(item.parts, given) for item, given in zip(found, ids, strict=True)) if ids else tuple(found)
 
-    queries = items("query")
-    if not queries:
-        columns = ", ".join(repr(p.column) for p in mapping.items["query"][0])
-        raise DataError(f"{where}: the query is empty, nothing is in {columns}; fill it or drop the row")
+    queries, fields = items("query"), {name: items(FIELD + name) for name in mapping.fields}
+    if not queries and not any(fields.values()):
+        wanted = [FIELD + name for name in mapping.fields] or ["query"]
+        columns = ", ".join(repr(p.column) for name in wanted for p in mapping.items[name][0])
+        what = "every field" if mapping.fields else "the query"
+        raise DataError(f"{where}: {what} is empty, nothing is in {columns}; fill it or drop the row")
     texts = {name: _scalar(_cell(row, mapping, name)) for name in TEXTS}
     example = Example(
         key=key,
         source=source,
-        query=queries[0],
+        query=queries[0] if queries else Item(()),
         positives=items("positives"),
         negatives=items("negatives"),
         known=_strings(_cell(row, mapping, "known")),
@@ -144,13 +172,14 @@ def _example(row: Cells, mapping: Mapped, folder: Path, key: str, source: str, t
             for name in mapping.others
             if name.startswith(SCORES) and _cell(row, mapping, name) is not None
         },
+        fields={name: found[0] for name, found in fields.items() if found},
         **{**texts, "task": texts["task"] or task},
     )
     check(example, where)
     return example
 
 
-def _items(row: Cells, parts: tuple[Pattern, ...], folder: Path, where: str, together: bool) -> Iterator[Item]:
+def _items(row: Cells, parts: tuple[Column, ...], folder: Path, where: str, together: bool) -> Iterator[Item]:
     """The Items of one alternative: one, or one for each element where a column holds a list. `together`: a list gives
     several parts of one Item instead (a query of several pictures). Empty cells leave their part out."""
     values = [_values(row.get(p.column), p.kind) for p in parts]

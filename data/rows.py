@@ -72,6 +72,8 @@ def check(example: Example, where: str) -> None:
     for side, items in (("query", (example.query,)), ("positive", example.positives), ("negative", example.negatives)):
         if any(not item.parts for item in items) and not (side == "query" and example.fields):
             raise DataError(f"{where}: a {side} without parts; give it a text or a medium")
+        if any(item.parts and all(blank(part) for part in item.parts) for item in items):
+            raise DataError(f"{where}: a {side} of nothing but empty text; fill it or drop the row")
     for name, item in example.fields.items():
         _check_field(name, item, where)
     expected = len(example.positives) + len(example.negatives)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .types import Audio, Events, Image, Item, Part, Text, Video
 
 LONGEST = 200  # characters of a text
@@ -10,6 +12,11 @@ LONGEST = 200  # characters of a text
 def told(item: Item) -> str:
     """`a red circle <image 224x224>`"""
     return " ".join(_part(p) for p in item.parts)
+
+
+def told_fields(fields: Mapping[str, Item]) -> dict[str, str]:
+    """Each named field in a line, by name: {"title": "a red circle"}."""
+    return {name: told(item) for name, item in sorted(fields.items())}
 
 
 def _part(part: Part) -> str:
