@@ -162,5 +162,5 @@ def check_aspect(width: int, height: int) -> None:
     """Raises DataError for a sliver: resized, it would be a bomb or nothing."""
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise DataError(
-            f"{width}x{height} pixels: one side is more than {MAX_ASPECT} times the other; crop it, or leave it out"
+            f"{width}x{height} pixels: one side is longer than {MAX_ASPECT} times the other; crop it, or leave it out"
         )

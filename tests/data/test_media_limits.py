@@ -73,7 +73,7 @@ def prompt(part: Image | Video | Audio) -> Prompted:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sliver_is_refused_when_it_is_counted_and_named(kind: str, size: tuple[int, int], formats: Any) -> None:
     picture = probe("image", Blob(png(*size)), "here")
-    with pytest.raises(DataError, match=r"key shop/000001/7: \d+x\d+ pixels: one side is more than 200 times"):
+    with pytest.raises(DataError, match=r"key shop/000001/7: \d+x\d+ pixels: one side is longer than 200 times"):
         formats[kind].count([prompt(picture)], [Limits()])
     clip = probe("video", Blob(gif(*size, 2)), "here")
     with pytest.raises(DataError, match=r"key shop/000001/7: .*200 times"):
