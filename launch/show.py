@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..data.told import told
+from ..data.told import told, told_fields
 from ..data.types import DataError, Example
 from .graph import Recipe, needs
 from .run import Folder
@@ -94,12 +94,15 @@ def row(example: Example) -> RenderableType:
     table.add_row("key", Text(f"{example.key} ({example.task})"))
     if example.instruction:
         table.add_row("instruction", Text(example.instruction))
-    table.add_row("query", Text(told(example.query)))
+    if example.query.parts:
+        table.add_row("query", Text(told(example.query)))
     for name, items in (("right", example.positives), ("wrong", example.negatives)):
         for item in items[:SHOWN]:
             table.add_row(name, Text(told(item)))
         if len(items) > SHOWN:
             table.add_row("", f"and {len(items) - SHOWN} more")
+    for name, line in told_fields(example.fields).items():
+        table.add_row(name, Text(line))
     if example.answer:
         table.add_row("answer", Text(example.answer))
     for name, scores in example.scores.items():

@@ -187,7 +187,7 @@ def _texts(source: Source, where: Where, most: int) -> Iterator[str]:
 
 def _said(example: Example) -> Iterator[str]:
     yield from (example.instruction, example.target_instruction, example.answer)
-    for item in (example.query, *example.positives, *example.negatives):
+    for item in (example.query, *example.positives, *example.negatives, *example.fields.values()):
         yield from _words(item)
 
 
