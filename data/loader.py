@@ -125,9 +125,12 @@ class Loader(Generic[T]):
         self.order = ordered(self.names, decks, feeds, self.factors, self.setting, self.told)
         if stop is not None and stop > self.order.steps:
             raise DataError(_dry(stage, stop, self.order.steps, rows, feeds))
-        for r, f in zip(rows, feeds, strict=True):
-            if f.patterns:
-                patterns.absent(getattr(r, "fields", None), f.patterns, r.name)
+        # By source with patterns: rows that can form none, as far as the indexes tell.
+        self.without = {
+            r.name: patterns.absent(getattr(r, "fields", None), f.patterns, r.name) or 0
+            for r, f in zip(rows, feeds, strict=True)
+            if f.patterns
+        }
         own = tuple(f.limits or limits for f in feeds)
         self._work: Work[T] = Work(tuple(rows), tuple(feeds), format, own, seed, on_error == "skip", steps)
         self._crew: Crew[Work[T]] = Pool(self._work, workers) if workers else Inline(self._work)

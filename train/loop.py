@@ -191,7 +191,7 @@ class _Training:
         if check is not None and (state.step % check.every == 0 or last):
             self.evaluate()
         if self.adapting is not None and (shares := self.adapting.step(plan, done)) is not None:
-            self.journal.say("shares", shares, plan.step)
+            self.journal.say("shares", {"sources": shares}, plan.step)
         better = check is not None and state.best_step == state.step
         flags = agree(self.group, self.engine.device, asked=bool(self.signals.asked), unsaved=self.saver.failed)
         if flags["unsaved"]:

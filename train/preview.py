@@ -110,9 +110,10 @@ def estimates(stage: Stage, where: Where, ranks: int = 1) -> Mapping[str, str]:
         more = choose(stage.steps - 1, min(_STEPS, _ROWS // stage.batch), stage.seed, "estimates")
         tokens = [first.tokens, *(loader.plan(1 + step).tokens for step in more)]
         flops = _flops(loader, arithmetic) if arithmetic is not None else 0.0
+        streams = _streams(loader, stage)
     about = "about " if len(tokens) < stage.steps else ""
     return {
-        "rows": f"{stage.steps * stage.batch:,} in {stage.steps:,} steps of {stage.batch}",
+        **streams,
         "tokens": f"{about}{sum(tokens) / len(tokens) * stage.steps:,.0f}",
         "tokens a step": f"{about}{ranging(tokens)}, counted in {len(tokens)}",
         "longest item": f"{max(c.tokens for c in first.costs):,} tokens, of the first step",
@@ -120,6 +121,23 @@ def estimates(stage: Stage, where: Where, ranks: int = 1) -> Mapping[str, str]:
         **_state(stage, embedder, ranks),
         **_kept(embedder, first, cut, flops),
     }
+
+
+def _streams(loader: Loader[Inputs], stage: Stage) -> dict[str, str]:
+    """What is drawn from each source in the whole stage, and how often that goes through it."""
+    drawn, epochs = loader.order.drawn(stage.steps), loader.order.epochs(stage.steps)
+    each = sum(drawn) / stage.steps
+    named = [f"{n} {d:,} ({e:.2f} epochs)" for n, d, e in zip(loader.names, drawn, epochs, strict=True)]
+    rows = f"{sum(drawn):,} in {stage.steps:,} steps of {'about ' if each % 1 else ''}{each:,.0f}"
+    found = {"rows": rows, "sources": "; ".join(named)}
+    if stage.mix.adaptive is not None:
+        found["sources"] += f"; by the weights: shares adapt every {stage.mix.adaptive.every} steps"
+    if any(f.draw == "all" and f.patterns for f in stage.feeds):
+        found["rows"] += "; a row counts once for every pattern that it can form, beyond these"
+    lacking = {n: k for n, k in loader.without.items() if k}
+    if lacking:
+        found["without a pattern"] = "; ".join(f"{n} {k:,} rows" for n, k in lacking.items())
+    return found
 
 
 def _flops(loader: Loader[Inputs], arithmetic: Callable[[Inputs], float]) -> float:

@@ -102,7 +102,7 @@ def test_a_killed_stage_resumes_to_the_same_weights_to_the_bit(folder, whole, tm
 
 def test_shares_follow_the_losses_and_the_temperature_the_progress(whole):
     log = read_log(whole["adaptive"] / "log.jsonl")
-    shares = [(r["step"], r["shares"]) for r in log if "shares" in r]
+    shares = [(r["step"], r["sources"]) for r in log if r.get("event") == "shares"]
     assert [s for s, _ in shares] == [0, 2, 4, 6]  # the last but one of every block of two
     assert all(sum(v.values()) == pytest.approx(1, abs=1e-3) for _, v in shares)
     assert len({v["few"] for _, v in shares}) > 1
