@@ -45,7 +45,7 @@ def drawn(example: Example, feed: Feed, clock: Clock, draw: int) -> Example:
 
 
 def _told(example: Example, side: Side, feed: Feed, seed: int, draw: int) -> str:
-    """The feed's fixed text before the row's own; the feed's instructions before both, and so is their drop."""
+    """The feed's fixed text, or one of its instructions by task (a Feed has not both), before the row's own."""
     own, fixed = (
         (example.instruction, feed.instruction)
         if side == "query"
