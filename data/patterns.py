@@ -214,7 +214,7 @@ def absent(fields: Mapping[str, int] | None, patterns: Sequence[Pattern], source
     for pattern in used:
         if not any(forms(has, pattern) for has, _ in rows):
             most = sorted(fields.items(), key=lambda x: (-x[1], x[0]))
-            listed = ", ".join(f"{names} ({count:,} rows)" for names, count in most[:_SHOWN])
+            listed = ", ".join(f"{names} ({count:,} row{'s' if count > 1 else ''})" for names, count in most[:_SHOWN])
             more = f" and {len(most) - _SHOWN} more combinations" if len(most) > _SHOWN else ""
             raise DataError(
                 f"source {source!r}: no row can form {pattern.form!r}; its fields come as {listed}{more}: "

@@ -24,7 +24,9 @@ def build_index(path: Path) -> Path:
                 part = probe(kind, Blob(media[name].data), f"{path}: sample {sample.key}: {name}")
                 at.append((name, part, media[name].offset, len(media[name].data)))
             assert sample.json is not None
-            fields = combination(row.get("fields", ()), "query" in row, bool(row.get("positives")))
+            fields = combination(
+                row.get("fields", ()), bool(row.get("query", {}).get("parts")), bool(row.get("positives"))
+            )
             json_at = (sample.json.offset, len(sample.json.data))
             builder.add(sample.key, row["source"], row["task"], json_at, at, fields)
     if not len(builder):
