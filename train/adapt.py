@@ -71,7 +71,8 @@ class Adapting:
         if self.mix.by == "loss" and self.group.rank == 0 and done.finite:
             for name, loss in self._losses(plan, done).items():
                 self._add(name, loss)
-        if (plan.step + 2) % self.mix.every or (plan.step + 2) // self.mix.every != len(self.seen.told) + 1:
+        coming = plan.step + 2  # begun when this step's successor is asked for
+        if coming >= self.stage.steps or coming != (len(self.seen.told) + 1) * self.mix.every:
             return None
         own = json.dumps(self._settle() if self.group.rank == 0 else None).encode()
         shares = tuple(int(n) for n in json.loads(self.group.exchange(own)[0]))

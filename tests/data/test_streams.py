@@ -84,7 +84,7 @@ def test_a_source_ends_after_its_epochs_and_none_of_its_rows_is_lost() -> None:
 
 
 def test_a_stage_that_is_longer_than_its_sources_is_refused_with_what_they_have() -> None:
-    with pytest.raises(DataError, match="20 steps asked, but all sources have ended after 15.*b 1 x 100 rows.*epochs"):
+    with pytest.raises(DataError, match=r"20 steps asked, but all sources have ended after 15.*b 1 x 100 rows.*epochs"):
         loader([Feed(B, epochs=1), Feed(C, epochs=2)], stop=20)
 
 
