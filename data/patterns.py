@@ -89,12 +89,17 @@ class Pattern:
         query, target = (tuple(self._field(piece.strip()) for piece in text.split("+")) for text in sides)
         return query, target
 
-    @property
+    @cached_property
     def slug(self) -> str:
         """The form without spaces, as keys end: "title+image?->description"."""
         return "".join(self.form.split())
 
-    @property
+    @cached_property
+    def to_target(self) -> bool:
+        """Whether the target is the row's own positive, whole and alone."""
+        return [f.name for f in self.sides[1]] == ["target"]
+
+    @cached_property
     def needed(self) -> tuple[Field, ...]:
         return tuple(f for side in self.sides for f in side if not f.optional)
 
@@ -168,7 +173,6 @@ def formed(example: Example, patterns: Sequence[Pattern], index: int, seed: int,
         return _joined([item for f in kept if (item := _item(example, f, place)) is not None])
 
     query, target = pattern.sides
-    plain = [f.name for f in target] == ["target"]
     count = len(example.positives)
     asked = "query" in [f.name for f in query] or not example.query.parts
     return replace(
@@ -177,14 +181,16 @@ def formed(example: Example, patterns: Sequence[Pattern], index: int, seed: int,
         task=pattern.task or example.task,
         query=side(query),
         positives=(side(target),),
-        negatives=example.negatives if plain else (),
+        negatives=example.negatives if pattern.to_target else (),
         known=tuple(dict.fromkeys(_right(example, patterns))),
         instruction=example.instruction if pattern.instruction is None else pattern.instruction,
         target_instruction=(
             example.target_instruction if pattern.target_instruction is None else pattern.target_instruction
         ),
         answer=example.answer if asked else "",
-        scores={name: s[place : place + 1] + s[count:] for name, s in example.scores.items()} if plain else {},
+        scores={name: s[place : place + 1] + s[count:] for name, s in example.scores.items()}
+        if pattern.to_target
+        else {},
         fields={},
     )
 

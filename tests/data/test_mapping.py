@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omni2vec.data.convert.pack import pack
 from omni2vec.data.mapping import examples
-from omni2vec.data.patterns import Pattern, formed, possible
+from omni2vec.data.mix import Feed
+from omni2vec.data.patterns import Pattern, absent, formed, possible, views
 from omni2vec.data.shards import Shard
 from omni2vec.data.sources import Table
 from omni2vec.data.types import DataError, Item, Text
 
 from .samples import nowhere, png
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "your_data.md"
 COLUMNS = {
     "fields.image": "image:photo",
     "fields.title": "text:title + text:subtitle",
@@ -56,6 +60,25 @@ def test_a_table_of_fields_is_packed_and_opened_as_it_stands(shop: Path, tmp_pat
     seen = [formed(e, able, 1, 0, 0) for e in (rows[1], Shard(path).example(1))]
     assert [(e.query.id, e.positives[0].id) for e in seen] == [(Item.text("a cap").id, "8")] * 2
     assert seen[0].key == "shop/shop-000000/000001#title->item"
+
+
+def test_the_example_of_the_docs_gives_rows_that_its_patterns_can_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = PAGE.read_text().split("### Named fields")[1]
+    table, code = re.findall(r"```(?:python)?\n(.*?)```", part, re.S)[:2]
+    (tmp_path / "mugs/photos").mkdir(parents=True)
+    (tmp_path / "mugs/products.csv").write_text(table)
+    for i in (1, 2):
+        (tmp_path / f"mugs/photos/000{i}.jpg").write_bytes(png(8, i))
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {"Table": Table, "Feed": Feed, "Pattern": Pattern}
+    exec(compile(code, str(PAGE), "exec"), found)
+    rows, able = found["products"].open(nowhere), found["feed"].patterns
+    assert rows.fields == {"description+image+item+title": 1, "image+item+title": 1}
+    assert absent(rows.fields, able, "products") == 0
+    assert [views(row, able, "all", 0, 0) for row in rows] == [(0, 1), (0, 1)]
+    assert [row.fields["item"].id for row in rows] == ["7", "8"]
 
 
 def test_a_list_in_a_cell_gives_several_parts_of_one_field(tmp_path: Path) -> None:
