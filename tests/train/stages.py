@@ -34,15 +34,18 @@ def stage(folder: Path, variant: str) -> Stage:
         save_every=3,
         device="cpu",
     )
-    if variant == "adaptive":  # both sources' shares follow their losses, the temperature the stage's progress
-        feeds = (Feed(Take(rows, 10, name="few"), negatives=Ramp(0, 1)), Feed(Rest(rows, 10, name="rest"), 2.0))
-        mix = Adaptive(every=2, strength=9.0, smooth=0.0)
-        return replace(made, feeds=feeds, mix=mix, batch=12, sub_batch=2, temperature=Ramp(0.1, 0.02), save_every=2)
+    # Both sources' shares follow their losses, the temperature the stage's progress.
+    feeds = (Feed(Take(rows, 10, name="few"), negatives=Ramp(0, 1)), Feed(Rest(rows, 10, name="rest"), 2.0))
+    mix, temperature = Adaptive(every=2, strength=9.0, smooth=0.0), Ramp(0.1, 0.02)
+    adaptive = replace(made, feeds=feeds, mix=mix, batch=12, sub_batch=2, temperature=temperature)
+    if variant == "adaptive":
+        return replace(adaptive, save_every=2)
     if variant == "lora":
         return replace(made, lora=Lora(rank=4, dropout=0.2))
     if variant.startswith("elastic"):  # a large eps, so that rounding stays rounding; batches of uneven chunks
         split = {"2": Zero(2), "3": Zero(3, persistence_threshold=0)}.get(variant[-1])
-        return replace(made, optimizer=AdamW(lr=1e-3, eps=1e-3), zero=split, chunk_tokens=128, memory="auto")
+        optimizer = AdamW(lr=1e-3, eps=1e-3)
+        return replace(adaptive, optimizer=optimizer, zero=split, chunk_tokens=128, memory="auto")
     if variant == "best":
         return replace(made, validate=Validate((rows,), every=2, limit=8), take="best", save_every=4)
     return made
