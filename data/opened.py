@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .cache import holds
 from .catalogue import Catalogue
+from .remote import Remote
 from .shards import Shard
 from .types import DataError, Example, Rows, digest
 
@@ -24,14 +26,15 @@ _OPEN_SHARDS = 64  # kept open at a time: each holds two file handles, of which 
 Ends = NDArray[np.int64]
 
 
-@dataclass
+@dataclass(eq=False)
 class ShardRows:
     """Rows over the shards of a catalogue, of which only a few are open at a time. Pickled to workers by the path of
-    the catalogue's file; each opens its own shards."""
+    the catalogue's file; each opens its own shards. remote: where they come from, if they are not here."""
 
     name: str
     catalogue: Catalogue
     outside: str = ""  # media folder of a table's cache
+    remote: Remote | None = None
     opened: OrderedDict[int, Shard] = field(default_factory=OrderedDict, repr=False, compare=False)
 
     @cached_property
@@ -62,8 +65,20 @@ class ShardRows:
         self.opened.move_to_end(i)
         return self.opened[i]
 
+    def release(self) -> bool:
+        """Closes the shard that was used longest ago; False where none is open."""
+        if self.opened:
+            self.opened.popitem(last=False)
+            return True
+        return False
+
     def _open(self, i: int) -> Shard:
-        shard, told = Shard(self.catalogue.path(i), self.outside), self.catalogue.entry(i)
+        told = self.catalogue.entry(i)
+        if self.remote is None:
+            shard = Shard(self.catalogue.path(i), self.outside)
+        else:
+            holds(self)
+            shard = Shard(self.remote.held(told))
         if (len(shard), shard.digest) != (told.rows, told.tar_digest):
             raise DataError(
                 f"{shard.path}: {len(shard):,} rows of digest {shard.digest}, but the catalogue that source "

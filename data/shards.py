@@ -5,15 +5,21 @@ Media are handed out as addresses (`Blob`) with their sizes; nothing is decoded 
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import re
+import select
 from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import suppress
 from functools import cached_property
+from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
 from . import cataloguing
+from .addresses import redacted
 from .index import SUFFIX, Builder, index_path
 from .parts import Kind, probe
 from .rows import Find, Medium, combination, parse, to_example, to_row
@@ -22,7 +28,10 @@ from .tars import BLOCK, Readable, ending, header, padding, raising
 from .types import Blob, DataError, Example, Part, Progress
 from .verify import Fault, verify
 
-__all__ = ["Fault", "Shard", "build_index", "stream", "verify", "write_shards"]
+_READ = 1 << 20
+_STALLED_S = 300.0
+
+__all__ = ["Fault", "Shard", "build_index", "download", "expanded", "stream", "verify", "write_shards"]
 
 
 def write_shards(
@@ -113,11 +122,13 @@ class _Open:
 class Shard:
     """One tar with its index (built at the first opening where it is missing): random access to its examples.
 
-    `outside` is the media folder of a table's cache. Raises DataError where the index is that of another tar.
+    `outside` is the media folder of a table's cache. Raises DataError where the index is that of another tar. Media are
+    addressed by `path` as it is given, if it is a string.
     """
 
     def __init__(self, path: Path | str, outside: str = "") -> None:
         self.path, self.outside = Path(path), outside
+        self._at = path if isinstance(path, str) else str(path)
         self.index = opened_index(self.path)
 
     def __len__(self) -> int:
@@ -145,7 +156,7 @@ class Shard:
         key = self.index.key(i)
         where = f"{self.path}: sample {key}"
         row = parse(self.json(i), where)
-        media = self.index.media(i, str(self.path), self.outside)
+        media = self.index.media(i, self._at, self.outside)
 
         def find(kind: Kind, name: str) -> Part:
             if name not in media:
@@ -160,15 +171,14 @@ def stream(url: str) -> Iterator[Example]:
 
     No index is read, so each medium is probed for its size. Raises DataError as random access does.
     """
-    gopen = import_module("webdataset.gopen").gopen  # the package itself puts a function over this module's name
-
+    told = redacted(url)
     try:
-        file = gopen(url)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{url}: cannot be opened ({error}); does it exist?") from error
+        file = _Opened(url)
+    except OSError as error:
+        raise DataError(f"{told}: cannot be opened ({error}); does it exist?") from None
     fault: BaseException | None = None
     try:
-        yield from _streamed(file, url)
+        yield from _streamed(file, told)
     except BaseException as error:
         fault = error
         raise
@@ -178,7 +188,84 @@ def stream(url: str) -> Iterator[Example]:
         except OSError as error:
             # A command whose reader left early fails too, which is no fault of its own.
             if fault is None or isinstance(fault, DataError):
-                raise DataError(f"{url}: the command failed ({error}); what it gave is not whole") from fault
+                raise DataError(f"{told}: the command failed ({error}); what it gave is not whole") from fault
+
+
+class _Opened:
+    """A path, URL, "pipe:command" or "-" that webdataset opened. Raises OSError in words of ours: those of webdataset
+    hold the whole command, secrets and all."""
+
+    def __init__(self, url: str) -> None:
+        gopen = import_module("webdataset.gopen").gopen  # the package itself puts a function over this module's name
+        try:
+            self.file = gopen(url)
+        except (OSError, ValueError) as error:
+            raise _plain(error) from None
+
+    def read(self, size: int = -1, /) -> bytes:
+        """`size` bytes, fewer at the end. A command is waited for, but not for ever."""
+        stream, pieces = getattr(self.file, "stream", None), list[bytes]()
+        try:
+            if stream is None or size < 0:
+                return bytes(self.file.read(size))
+            while size and (piece := self._piece(stream.fileno(), size)):
+                pieces.append(piece)
+                size -= len(piece)
+        except OSError as error:
+            raise _plain(error) from None
+        return b"".join(pieces)
+
+    def _piece(self, fd: int, size: int) -> bytes:
+        if not select.select([fd], [], [], _STALLED_S)[0]:
+            self.file.proc.kill()
+            raise TimeoutError(errno.ETIMEDOUT, f"nothing came for {_STALLED_S:g} s")
+        return os.read(fd, size)
+
+    def close(self) -> None:
+        try:
+            self.file.close()
+        except OSError as error:
+            raise _plain(error) from None
+
+
+_CURL = {6: "no such host", 7: "no connection", 18: "cut short", 22: "refused or not found", 28: "too slow"}
+
+
+def _plain(error: Exception) -> OSError:
+    found = re.search(r": exit (-?\d+) \(read\)", str(error))
+    if found is None:
+        return OSError(redacted(getattr(error, "strerror", None) or str(error)))
+    meaning = _CURL.get(int(found[1]), "") if "'curl'" in str(error) else ""
+    return OSError(f"exit {found[1]}" + (f": {meaning}" if meaning else ""))
+
+
+def download(url: str, path: Path) -> str:
+    """Copies what a URL, or "pipe:command", gives into a file; returns the BLAKE2b of it, as in an index.
+
+    Raises OSError where it fails, gives less than it promised, or gives nothing for five minutes.
+    """
+    file, h = _Opened(url), blake2b(digest_size=16)
+    try:
+        with path.open("r+b" if path.exists() else "wb") as out:
+            while block := file.read(_READ):
+                h.update(block)
+                out.write(block)
+            out.truncate()
+    except BaseException:
+        with suppress(OSError):  # it fails, too, because nobody reads on
+            file.close()
+        raise
+    file.close()
+    return h.hexdigest()
+
+
+def expanded(pattern: str) -> list[str]:
+    """The names of a pattern with braces, shard-{00..12}.tar, as webdataset has it. Raises DataError for half one."""
+    module = import_module("braceexpand")  # webdataset's
+    try:
+        return list(module.braceexpand(pattern))
+    except ValueError as error:
+        raise DataError(f"{pattern!r}: {error}; write a range as shard-{{000000..000999}}.tar") from None
 
 
 def _streamed(file: Readable, url: str) -> Iterator[Example]:

@@ -14,12 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .addresses import is_remote
 from .catalogue import user_cache
 from .cataloguing import opened
 from .counter import choose
 from .index import index_path
 from .mapping import examples
 from .opened import JoinedRows, ShardRows, picked
+from .remote import Remote
 from .shards import write_shards
 from .tables import files
 from .types import DataError, Example, Rows, Source, Step, Where, digest
@@ -34,18 +36,35 @@ class Shards:
     """Every *.tar under `folder` of a step's output or of a path, in the order of their names.
 
     `name` is what objectives, mixtures and reports call it; by default the last word of `folder`, or of the path.
+
+    `at` may be a URL or "pipe:command" (docs/shards.md): "https://host/set/shard-{000000..000999}.tar", the URL of a
+    folder with a catalogue, or a command with {} where it takes the name of a file, and `folder` for the names. Shards
+    are then kept in the folder `cache` (by default the user's), which all such sources share, up to `cache_gb` (1e9
+    bytes each).
     """
 
     at: Step | str
     folder: str = ""
     name: str = ""
+    cache: str = field(default="", compare=False)
+    cache_gb: float = field(default=50.0, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.name:
+        if not self.name and (remote := self._remote()):
+            _name(self, remote.name)
+        elif not self.name:
             last = self.folder or (self.at if isinstance(self.at, str) else self.at.name)
             _name(self, Path(last).name.removesuffix(".tar"))
 
+    def _remote(self) -> Remote | None:
+        if not isinstance(self.at, str) or not is_remote(self.at):
+            return None
+        return Remote.of(self.at, self.folder, self.cache, self.cache_gb)
+
     def open(self, where: Where) -> Rows:
+        remote = self._remote()
+        if remote is not None:
+            return ShardRows(self.name, remote.opened(self.name), remote=remote)
         root = (Path(self.at) if isinstance(self.at, str) else where(self.at)) / self.folder
         return ShardRows(self.name, opened(root, self.name))
 
