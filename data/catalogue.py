@@ -35,7 +35,6 @@ ARRAYS: dict[str, str] = {
     "tar_digest": "uint8",  # (n, 16) of all its bytes, as its index has it
     "tar_quick": "uint8",  # (n, 16) of its size and two ends, as its index has it
     "first": "uint8",  # (n, 16) of its sources and first key: equal ones give equal keys
-    "has_fields": "uint8",  # (n,) whether its index counts combinations of fields
     "count_end": "int64",  # (n,) where each shard's counts end in the two arrays below
     "count_word": "int32",  # (c,) which word is counted
     "count": "int64",  # (c,) rows
@@ -56,7 +55,6 @@ class Entry:
     tar_quick: str
     first: str
     counts: Mapping[str, int] = field(default_factory=dict)
-    has_fields: bool = False
 
     @staticmethod
     def of(name: str, index: Index) -> Entry:
@@ -74,7 +72,6 @@ class Entry:
             about["tar_quick"],
             digest(*sorted(about["sources"]), index.key(0)),
             counts,
-            True,
         )
 
 
@@ -100,7 +97,6 @@ class Columns:
             ("row_end", self.rows),
             ("bytes", entry.bytes),
             ("name_end", len(texts["name_text"])),
-            ("has_fields", int(entry.has_fields)),
             ("count_end", len(numbers["count"])),
         ):
             numbers[name].append(value)
@@ -207,7 +203,6 @@ class Catalogue:
             a["tar_quick"][i].tobytes().hex(),
             a["first"][i].tobytes().hex(),
             {self._words[word]: count for word, count in pairs},
-            bool(a["has_fields"][i]),
         )
 
     def digest(self, name: str) -> str:
@@ -230,9 +225,9 @@ class Catalogue:
         return {word[2]: total for word, total in named if word[0] == kind}
 
     @property
-    def fields(self) -> Mapping[str, int] | None:
-        """Rows by combination of fields ("image+title"); None where not all shards count them."""
-        return self.counts("fields") if self.arrays["has_fields"].all() else None
+    def fields(self) -> Mapping[str, int]:
+        """Rows by combination of fields ("image+title"), over all shards."""
+        return self.counts("fields")
 
     @cached_property
     def _words(self) -> tuple[str, ...]:

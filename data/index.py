@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import write
 from .types import Audio, Blob, DataError, Image, Part, Video, digest
 
 VERSION = 1
@@ -43,7 +43,7 @@ ARRAYS: dict[str, str] = {
     "name_end": "int64",  # (m,) where each name ("query.0.jpg") ends in name_text
     "name_text": "uint8",
 }
-_TYPES = {"int64": "I64", "int32": "I32", "uint8": "U8", "float64": "F64"}
+KEY = "omni2vec.shard"
 
 
 def index_path(tar: Path) -> Path:
@@ -140,29 +140,7 @@ class Builder:
             "tasks": self.tasks,
             **({"fields": named} if named else {}),
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        temporary.write_bytes(_safetensors(arrays, json.dumps(about, sort_keys=True)))
-        temporary.replace(path)
-
-
-def _safetensors(arrays: Mapping[str, np.ndarray], about: str) -> bytes:
-    """The library's save_file keeps no order of names, and equal shards must have equal indexes."""
-    # Largest items first keeps every array aligned.
-    ordered = sorted(arrays.items(), key=lambda x: (-x[1].itemsize, x[0]))
-    head: dict[str, Any] = {"__metadata__": {"omni2vec.shard": about}}
-    at = 0
-    for name, array in ordered:
-        head[name] = {
-            "dtype": _TYPES[str(array.dtype)],
-            "shape": list(array.shape),
-            "data_offsets": [at, at + array.nbytes],
-        }
-        at += array.nbytes
-    raw = json.dumps(head, sort_keys=False, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
-    return b"".join(
-        [len(raw).to_bytes(8, "little"), raw, *(a.astype(a.dtype.newbyteorder("<")).tobytes() for _, a in ordered)]
-    )
+        write(path, arrays, KEY, about)
 
 
 @dataclass(frozen=True)
@@ -182,7 +160,7 @@ class Index:
             raw = file.read(size) if size < 1 << 20 else b""
         try:
             head = json.loads(raw)
-            about = json.loads(head.pop("__metadata__")["omni2vec.shard"])
+            about = json.loads(head.pop("__metadata__")[KEY])
             whole = path.stat().st_size == 8 + size + max(a["data_offsets"][1] for a in head.values())
         except (ValueError, KeyError, TypeError, AttributeError):
             whole = False

@@ -46,8 +46,8 @@ class ShardRows:
         return self.catalogue.ends
 
     @property
-    def fields(self) -> Mapping[str, int] | None:
-        """Rows by combination of fields ("image+title"); None where the indexes do not count them."""
+    def fields(self) -> Mapping[str, int]:
+        """Rows by combination of fields ("image+title")."""
         return self.catalogue.fields
 
     def __len__(self) -> int:
@@ -185,7 +185,7 @@ def _place(name: str, ends: Ends, index: int) -> tuple[int, int]:
     """(which part, which row of it) of a row, where the parts end at `ends`. Raises IndexError outside."""
     if not 0 <= index < ends[-1]:
         raise IndexError(f"source {name!r}: row {index} of {ends[-1]}")
-    i = int(np.searchsorted(ends, index, side="right"))
+    i = int(ends.searchsorted(index, side="right"))
     return i, index - (int(ends[i - 1]) if i else 0)
 
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from .addresses import is_remote
 from .catalogue import user_cache
 from .cataloguing import opened
@@ -157,9 +159,8 @@ class Rest:
 
     def open(self, where: Where) -> Rows:
         rows = self.source.open(where)
-        taken = set(choose(len(rows), self.count, self.seed, "take"))
-        kept = [i for i in range(len(rows)) if i not in taken]
-        if not kept:
+        kept = np.delete(np.arange(len(rows)), choose(len(rows), self.count, self.seed, "take"))
+        if not len(kept):
             raise DataError(f"source {self.name!r}: count={self.count} of its {len(rows)} rows leaves none; lower it")
         return picked(self.name, rows, kept)
 

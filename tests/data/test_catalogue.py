@@ -9,6 +9,7 @@ import shutil
 import time
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from omni2vec.data.index import Index, index_path
 from omni2vec.data.opened import JoinedRows, ShardRows, ends_of, picked
 from omni2vec.data.shards import Shard, write_shards
 from omni2vec.data.sources import Concat, Rest, Shards, Take
-from omni2vec.data.types import DataError, digest
+from omni2vec.data.types import DataError, Item, digest
 from safetensors.numpy import load_file
 
 from .samples import everything, nowhere, plain
@@ -246,16 +247,16 @@ def test_it_counts_sources_and_tasks_and_its_arrays_are_those_of_the_docs(tmp_pa
     assert [name for name in load_file(tmp_path / NAME) if f"`{name}`" not in docs] == []
 
 
-@pytest.mark.parametrize(("flags", "expected"), [((True, True), {"image": 3, "": 1}), ((True, False), None)])
-def test_combinations_of_fields_are_counted_where_every_index_has_them(
-    flags: tuple[bool, bool], expected: dict[str, int] | None, tmp_path: Path
-) -> None:
-    columns, counts = Columns(), ({"fields:image": 2}, {"fields:image": 1, "fields:": 1})
-    for i in range(2):
-        columns.add(Entry(f"{i}.tar", 2, 1, *(f"{i:032x}",) * 3, counts[i], flags[i]))
-    rows = ShardRows("set", Catalogue.of(tmp_path, columns).write(tmp_path / NAME))
-    assert rows.fields == expected
-    assert JoinedRows("both", (rows, rows)).fields == (expected and {w: 2 * n for w, n in expected.items()})
+def test_rows_are_counted_by_the_fields_that_they_have_together(tmp_path: Path) -> None:
+    named = [replace(plain(i), fields={"image": Item.text("x"), "title": Item.text("y")}) for i in range(3)]
+    write_shards(named, tmp_path / "a", prefix="named")
+    write_shards([plain(i) for i in range(2)], tmp_path / "b")
+    rows = opened(tmp_path)
+    together = {index: Index.read(index).fields for index in tmp_path.rglob("*.index")}
+    assert {word: n for counts in together.values() for word, n in counts.items()} == rows.fields
+    assert sorted(rows.fields.values()) == [2, 3]
+    assert JoinedRows("both", (rows, rows)).fields == {word: 2 * n for word, n in rows.fields.items()}
+    assert JoinedRows("some", (rows, picked("one", rows, [0]))).fields is None
 
 
 def test_entries_come_back_as_they_were_added(tmp_path: Path) -> None:
