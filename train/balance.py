@@ -161,28 +161,39 @@ def score(source: Tensor, target: Tensor, epsilon: float) -> float:
     return float((sinkhorn(1 - cosine, epsilon) * cosine).sum())
 
 
-def sinkhorn(cost: Tensor, epsilon: float, tolerance: float = 1e-7, most: int = 20_000) -> Tensor:
+def sinkhorn(cost: Tensor, epsilon: float, tolerance: float = 1e-4, most: int = 20_000) -> Tensor:
     """The plan P (a, b) with equal marginals, 1/a and 1/b, that is least in sum(P cost) - epsilon entropy(P).
 
     In logarithms and float64 (Cuturi, arXiv:1306.0895); epsilon is lowered by halves from the largest cost, which needs
-    fewer rounds. Raises ValueError where the marginals are not met to `tolerance` (their summed error) in `most`.
+    fewer rounds. It ends when the marginals' summed error is at most `tolerance`, which is then mended, so that they
+    are exact. Raises ValueError where `most` rounds do not do.
     """
     cost = cost.double()
-    rows, columns = (torch.full((n,), -math.log(n), dtype=torch.float64) for n in cost.shape)
+    rows, columns = (torch.full((n,), 1 / n, dtype=torch.float64) for n in cost.shape)
     f, g = torch.zeros_like(rows), torch.zeros_like(columns)
     level = max(epsilon, float(cost.abs().max()))
+    off = math.inf
     for done in range(most):
-        f = level * (rows - torch.logsumexp((g - cost) / level, dim=1))
-        g = level * (columns - torch.logsumexp((f[:, None] - cost) / level, dim=0))
+        f = level * (rows.log() - torch.logsumexp((g - cost) / level, dim=1))
+        g = level * (columns.log() - torch.logsumexp((f[:, None] - cost) / level, dim=0))
         if done % _CHECK:
             continue
         plan = ((f[:, None] + g - cost) / level).exp()
-        off = float((plan.sum(1) - rows.exp()).abs().sum())
-        if off < tolerance and level <= epsilon:
-            return plan
-        if level > epsilon:
-            level = max(epsilon, level / 2)
+        off = float((plan.sum(1) - rows).abs().sum())
+        if off <= tolerance and level <= epsilon:
+            return _mended(plan, rows, columns)
+        level = max(epsilon, level / 2)
     raise ValueError(f"epsilon={epsilon}: marginals are off by {off:.1e} after {most:,} rounds; raise epsilon")
+
+
+def _mended(plan: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """What is too much is scaled away, what is then missing is spread over all (Altschuler and others,
+    arXiv:1705.09634)."""
+    plan = plan * (rows / plan.sum(1)).clamp(max=1)[:, None]
+    plan = plan * (columns / plan.sum(0)).clamp(max=1)
+    short, narrow = (rows - plan.sum(1)).clamp(min=0), (columns - plan.sum(0)).clamp(min=0)
+    missing = float(short.sum())
+    return plan + short[:, None] * narrow / missing if missing > 0 else plan
 
 
 def softmax(scores: np.ndarray, temperature: float) -> np.ndarray:

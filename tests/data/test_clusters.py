@@ -61,7 +61,7 @@ def test_what_was_said_of_the_clusters_comes_back(tmp_path):
 
 def test_a_side_car_of_other_rows_is_refused_with_both_names(tmp_path):
     folder = made(tmp_path)
-    with pytest.raises(DataError, match="'rows' with rows 01234567, but source 'other' has rows ffffffff.*name"):
+    with pytest.raises(DataError, match=r"'rows' with rows 01234567, but source 'other' has rows f{8}.*name"):
         grouped(folder, Counted("other", "ffffffffffff"))
 
 
