@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
 from ..types import Blob, DataError, Image
+from . import window
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -47,7 +48,7 @@ def decode(image: Image, where: str, draft_for: tuple[int, int] | None = None) -
 
 def load(image: Image, where: str, draft_for: tuple[int, int] | None = None) -> Tensor:
     """As `decode`, but (H, W, 4) contiguous: red, green, blue and a byte without meaning. Read it, never write it."""
-    picture = open_picture(image.blob.read(), where)
+    picture = open_picture(window.view(image.blob), where)
     turned = _orientation(picture)
     found = picture.size if turned < 5 else picture.size[::-1]
     if found != (image.width, image.height):
@@ -90,7 +91,7 @@ def reading(where: str) -> Iterator[None]:
         raise DataError(f"{where}: the picture cannot be read ({why}); is it cut short? Replace or drop it") from error
 
 
-def open_picture(data: bytes, where: str) -> Picture:
+def open_picture(data: bytes | memoryview, where: str) -> Picture:
     """Pillow's picture, its header read and its size checked. Raises DataError."""
     import PIL.Image
 

@@ -1,9 +1,11 @@
-"""Encoded bytes as a file: what a reader skips is never read, so a long clip costs its pieces, not its size."""
+"""Encoded bytes as a file or a view of one: what a reader skips is never read, so a long clip costs only its pieces."""
 
 from __future__ import annotations
 
 import io
+import mmap
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -17,6 +19,25 @@ def opened(blob: Blob) -> BinaryIO:
     if not blob.path:
         return io.BytesIO(blob.data)
     return cast(BinaryIO, io.BufferedReader(_Window(blob), _AHEAD))
+
+
+def view(blob: Blob) -> memoryview:
+    """The blob's bytes. Where they lie inside a larger file (a shard), they are mapped: nothing is copied, and what is
+    not looked at is not read. Raises DataError as `Blob.read` does."""
+    if not blob.path or blob.offset <= 0 or blob.length < 0:
+        return memoryview(blob.read())
+    found = _mapped(str(blob.path))[blob.offset : blob.offset + blob.length]
+    return found if len(found) == blob.length else memoryview(blob.read())  # which says what is wrong
+
+
+@lru_cache(maxsize=64)
+def _mapped(path: str) -> memoryview:
+    try:
+        with Path(path).open("rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{path}: {why}; was it moved or removed since it was indexed?") from error
 
 
 def size(file: BinaryIO) -> int:

@@ -427,3 +427,19 @@ def test_a_window_reads_what_its_file_has_between_its_bounds(tmp_path: Path) -> 
                           (Blob(path=str(tmp_path / "b")), "moved or removed")):  # fmt: skip
         with pytest.raises(DataError, match=message):
             window.opened(blob)
+
+
+def test_a_view_has_the_bytes_of_its_blob_and_copies_none_of_a_shard(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(range(100)))
+    inside = Blob(path=str(path), offset=10, length=20)
+    assert window.view(inside) == inside.read() and window.view(Blob(b"xyz")) == b"xyz"
+    assert window.view(inside).obj is window.view(Blob(path=str(path), offset=50, length=9)).obj
+    alone = Blob(path=str(path), offset=0, length=100)  # a file of its own may be replaced: it is read
+    assert window.view(alone) == alone.read() and window.view(alone).obj is not window.view(inside).obj
+    for blob, message in (
+        (Blob(path=str(path), offset=90, length=20), "10 bytes at offset 90, expected 20"),
+        (Blob(path=str(tmp_path / "b"), offset=5, length=5), "moved or removed"),
+    ):
+        with pytest.raises(DataError, match=message):
+            window.view(blob)
