@@ -59,6 +59,14 @@ def test_what_was_said_of_the_clusters_comes_back(tmp_path):
     assert clusters.about(made(tmp_path)) == said
 
 
+def test_the_digest_names_clusters_and_rows_and_nothing_else(tmp_path):
+    first = clusters.digest_of(made(tmp_path))
+    clusters.write(tmp_path, np.array([1, 0, 1, 2, 0, 1], np.int32), Counted(), {"teacher": "another"})
+    assert clusters.digest_of(tmp_path) == first
+    assert clusters.digest_of(made(tmp_path, (1, 0, 1, 2, 0, 0))) != first
+    assert clusters.digest_of(made(tmp_path, rows=Counted(digest="another"))) != first
+
+
 def test_a_side_car_of_other_rows_is_refused_with_both_names(tmp_path):
     folder = made(tmp_path)
     with pytest.raises(DataError, match=r"'rows' with rows 01234567, but source 'other' has rows f{8}.*name"):
