@@ -103,7 +103,7 @@ class Cluster:
             **estimate(encoder, rows, told, n),
             "vectors": f"{spoken(2 * n * dim * 4)} on {'rank 0' if ranks > 1 else 'the host'}, and as much on disk",
             "search": f"{2 * n * n * dim / 1e12:,.2f} TFLOP at most, in tiles of {spoken(tile_bytes())}",
-            "graph": f"{near:,} directed edges at most, {spoken(near * 40)} while they are sorted",
+            "graph": f"{near:,} directed edges at most, {spoken(near * 100)} while they are matched",
         }
 
     def _rows(self, where: Where) -> Rows:

@@ -133,25 +133,33 @@ def mutual(near: NDArray[np.int32], answers: Answers) -> Longs:
     Where many rows share a document, not all of them are paired with all: those that reach document b from a and those
     that reach a from b are paired in turn, so that there are never more edges than rows times neighbours.
     """
-    row, place = np.nonzero(near >= 0)
     n, width = len(near), len(answers.first)
-    here, there = answers.document[row], near[row, place].astype(np.int64)
-    key = here * width + there
-    order = np.argsort(key, kind="stable")
-    row, key = row[order], key[order]
-    keys, begin, count = np.unique(key, return_index=True, return_counts=True)
+    row, key = _reached(near, answers.document, width)
+    begin = np.flatnonzero(np.diff(key, prepend=-1))
+    keys, count = key[begin], np.diff(begin, append=len(key))
     back = (keys % width) * width + keys // width
     at = np.searchsorted(keys, back).clip(max=max(len(keys) - 1, 0))
-    both = np.flatnonzero((keys < back) & (keys[at] == back)) if len(keys) else np.empty(0, np.int64)
-    one, two = both, at[both] if len(keys) else both
+    both = np.flatnonzero((keys < back) & (keys[at] == back))
+    one, two = both, at[both]
     length = np.maximum(count[one], count[two])
     turn = np.arange(int(length.sum())) - np.repeat(np.cumsum(length) - length, length)
     left = row[np.repeat(begin[one], length) + turn % np.repeat(count[one], length)]
     right = row[np.repeat(begin[two], length) + turn % np.repeat(count[two], length)]
+    left, right = np.minimum(left, right).astype(np.int64), np.maximum(left, right)
     label, query = answers.label, answers.query
     wrong = ((label[left] == label[right]) & (label[left] != 0)) | (query[left] == query[right])
-    pairs = np.unique(np.minimum(left, right)[~wrong] * n + np.maximum(left, right)[~wrong])
+    pairs = np.unique(left[~wrong] * n + right[~wrong])
     return np.stack([pairs // n, pairs % n], axis=1)
+
+
+def _reached(near: NDArray[np.int32], document: Longs, width: int) -> tuple[NDArray[np.int32], Longs]:
+    """(row, document of the row * width + document that it reaches), ascending by the second, then by the row."""
+    row = np.repeat(np.arange(len(near), dtype=np.int32), near.shape[1])[near.reshape(-1) >= 0]
+    key = document[row]
+    key *= width
+    key += near[near >= 0]
+    order = np.argsort(key, kind="stable")
+    return row[order], key[order]
 
 
 def adjacency(edges: Longs, n: int) -> tuple[Longs, Longs]:

@@ -1,6 +1,8 @@
 """Clusters of hard negatives (B3): planted neighbours are found, right answers are not, sizes are exact."""
 
 import json
+import os
+import signal
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +19,7 @@ from omni2vec.launch.graph import Recipe
 from omni2vec.launch.run import run
 from omni2vec.train import partition, teacher
 from omni2vec.train.cluster import Cluster, similarity
+from omni2vec.train.guard import Restart
 from omni2vec.train.monitor import read_log
 from omni2vec.train.neighbours import Answers, adjacency, mutual, ranked
 from omni2vec.train.partition import even, metis
@@ -123,6 +126,17 @@ def test_edges_are_those_that_both_ends_reach(skip, neighbours):
     answers = plain(300)
     edges = mutual(ranked(query, docs, answers, skip, neighbours), answers)
     assert {tuple(e) for e in edges.tolist()} == reference(query, docs, skip, neighbours)
+
+
+def test_a_ring_of_70_000_rows_has_70_000_edges():
+    """Pairs are numbers up to the square of the rows, beyond 32 bits."""
+    n, none = 70_000, np.zeros(70_000, np.int64)
+    row = np.arange(n)
+    answers = Answers(row, row, row, none, none, row + 1, row)
+    ring = np.stack([row - 1, row + 1], axis=1) % n
+    edges = mutual(ring.astype(np.int32), answers)
+    assert len(edges) == n
+    assert edges[:3].tolist() == [[0, 1], [0, n - 1], [1, 2]] and edges[-1].tolist() == [n - 2, n - 1]
 
 
 def test_ranks_are_the_same_in_many_blocks(monkeypatch):
@@ -310,6 +324,20 @@ def test_a_killed_step_encodes_no_window_twice(folder, tmp_path, monkeypatch):
     rows = step(folder).source.open(where)
     assert (grouped(out, rows)[0] == grouped(whole, rows)[0]).all()
     assert not (out / teacher.FOLDER).exists()
+
+
+def test_asked_to_end_it_stops_behind_a_window_and_keeps_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher, "WINDOW", 16)
+    real = teacher.encode
+
+    def asked(embedder, prompts, **settings):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return real(embedder, prompts, **settings)
+
+    monkeypatch.setattr(teacher, "encode", asked)
+    with pytest.raises(Restart, match="asked to end by SIGUSR1; the vectors so far are kept"):
+        made(folder, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out" / teacher.FOLDER).iterdir()] == ["query-000000000000.safetensors"]
 
 
 def test_windows_of_another_teacher_are_encoded_again(folder, tmp_path, monkeypatch):
