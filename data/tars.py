@@ -139,11 +139,16 @@ def members(file: Readable, fault: Tell) -> Iterator[tuple[str, Member]]:
                 elif info.isreg():
                     content = tar.extractfile(info)
                     yield info.name, Member(info.offset_data, content.read() if content else b"")
-            # tarfile takes a damaged header, or none at all, for the end: only a zero block is one.
-            if source.at(tar.offset, BLOCK) != bytes(BLOCK):
+            # tarfile takes a damaged header, or none at all, for the end: only a zero block is one, and only where
+            # zeros alone follow. A block that a disk lost is zeros too; the rows behind it would be lost in silence.
+            rest = source.behind(tar.offset)
+            ended, more = rest[:BLOCK] == bytes(BLOCK), bool(rest.strip(b"\0"))
+            while rest := source.read(_READ):  # a pipe's command wants its output read
+                more = more or bool(rest.strip(b"\0"))
+            if not ended:
                 fault(_key_of(last), f"the tar is cut short or damaged at or after {last!r}; {damaged}")
-            while source.read(_READ):  # a pipe's command wants its output read
-                pass
+            elif more:
+                fault(_key_of(last), f"more stands behind the end of the tar, which comes after {last!r}; {damaged}")
     except (tarfile.TarError, EOFError) as error:
         fault(_key_of(last), f"the tar is cut short or damaged at or after {last!r} ({error}); {damaged}")
     except OSError as error:
@@ -183,7 +188,8 @@ class _Remembering:
             self.kept = [self.kept[1], data]
         return data
 
-    def at(self, offset: int, length: int) -> bytes:
+    def behind(self, offset: int) -> bytes:
+        """What was read from `offset` on; b"" where that is further back than it remembers."""
         tail = b"".join(self.kept)
         start = offset - (self.total - len(tail))
-        return tail[start : start + length] if start >= 0 else b""
+        return tail[start:] if start >= 0 else b""
