@@ -12,7 +12,7 @@ Example with every id and size, and the view; in random order.
 end_to_end: training batches a second of 32 pairs (a 1280 x 960 JPEG of `images.py` with an instruction; a caption), one
 worker process and the consuming one on either side, wall-clock, warm. webdataset: shuffle(1000), decode("pilrgb"),
 batched, Qwen2-VL's own processor (fast picture processor, tokenizer, padding=True) in the worker of a WebLoader. Ours:
-`Loader` with the Qwen2-VL format: order, count, plan, decode, collate, packed, drafts or `exact`. Same pictures, prompts
+`Loader` with the Qwen2-VL format: order, count, plan, decode, collate, pack; drafts or `exact`. Same pictures, prompts
 and pixel budget; tokens are compared first. Their pixels are float32 and normalised; ours are uint8 and are normalised
 by the model, on the device.
 
@@ -359,7 +359,7 @@ def main() -> None:
         if "read" in wanted:
             result |= read(folder, n, float("inf"))
         if "end_to_end" in wanted:
-            result |= end_to_end(folder, n, 4 if given.quick else 12, float("inf"))
+            result |= end_to_end(folder, n, 4 if given.quick else 8, float("inf"))
         if "slopes" in wanted:
             result |= slopes(folder, n, given.quick)
     record("loader", result)
