@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -189,7 +190,7 @@ def _checked(catalogue: Catalogue, source: str) -> Catalogue:
 def _written(catalogue: Catalogue, home: Path) -> Catalogue:
     """Where it cannot be kept, it serves from memory, and the next opening builds it again."""
     try:
-        (home / STAMP).parent.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
         return catalogue.write(home / NAME)
     except OSError as error:
         log.warning("%s: the catalogue cannot be kept (%s), so every opening reads all shards", home, error)
@@ -198,11 +199,14 @@ def _written(catalogue: Catalogue, home: Path) -> Catalogue:
 
 def _stamp(home: Path, catalogue: Catalogue, tree: Tree) -> None:
     """Notes down the folders' times, if they are old enough that a later change would show."""
+    latest = max(tree.folders.values())
+    if abs(time.time_ns() - latest) < _SETTLED_NS:
+        return
     try:
         (home / STAMP).parent.mkdir(parents=True, exist_ok=True)
         now = home / STAMP.parent / f"now.{secrets.token_hex(6)}"
         now.touch()  # the clock of the file system, which need not be ours
-        settled = now.stat().st_mtime_ns - max(tree.folders.values()) > _SETTLED_NS
+        settled = now.stat().st_mtime_ns - latest > _SETTLED_NS
         now.unlink(missing_ok=True)
         if settled:
             times = {"mtime_ns": np.array([time for _, time in tree.shards.values()], np.int64)}
