@@ -37,7 +37,7 @@ from typing import Any
 import PIL.Image
 import torch
 from images import picture
-from measure import Pairs, median, pairs, peak_rss_mb, ratio_interval, record, reset_peak_rss, rss_mb
+from measure import RESULTS, Pairs, median, pairs, peak_rss_mb, ratio_interval, record, reset_peak_rss, rss_mb
 from omni2vec.data.catalogue import NAME, Catalogue, Columns, Entry
 from omni2vec.data.loader import Loader
 from omni2vec.data.mix import Feed
@@ -341,7 +341,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rows, sources, shards and pairs: under a minute")
     parser.add_argument("--record", action="store_true", help="write docs/results/loader.json")
-    parser.add_argument("--only", choices=("read", "end_to_end", "slopes"), help="one part of it")
+    parser.add_argument(
+        "--only", choices=("read", "end_to_end", "slopes"), help="one part of it; the record keeps the others"
+    )
     parser.add_argument("--pairs", type=int, default=9, help="fresh processes of each side")
     parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -362,7 +364,15 @@ def main() -> None:
             result |= end_to_end(folder, n, 4 if given.quick else 8, float("inf"))
         if "slopes" in wanted:
             result |= slopes(folder, n, given.quick)
-    record("loader", result)
+    record("loader", {**kept(wanted), **result})
+
+
+def kept(wanted: list[str]) -> dict[str, Any]:
+    """With --only and --record: what the record says of the parts that are not measured now."""
+    path = RESULTS / "loader.json"
+    if len(wanted) > 1 or "--record" not in sys.argv or not path.exists():
+        return {}
+    return {k: v for k, v in json.loads(path.read_text()).items() if k not in ("command", "date", "machine")}
 
 
 if __name__ == "__main__":

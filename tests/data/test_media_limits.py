@@ -175,6 +175,18 @@ def test_a_draft_costs_the_same_tokens_and_nearly_the_same_pixels(kind: str, for
     assert 0 < apart.mean() < 1
 
 
+@pytest.mark.installed
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clip_is_drafted_as_a_picture_is(kind: str, formats: Any) -> None:
+    asked = [prompt(probe("video", Blob(film(50, 640, 480)), "here"))]
+    exact, draft = (
+        formats[kind].collate(asked, [Limits(max_video_pixels=60 * 28 * 28, draft=d)]) for d in (False, True)
+    )
+    assert exact.lengths == draft.lengths and exact.media["video_grid"].equal(draft.media["video_grid"])
+    apart = (exact.media["video_patches"].int() - draft.media["video_patches"].int()).abs().float()
+    assert 0 < apart.mean() < 1.5
+
+
 # Animations
 
 
