@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import mmap
 import secrets
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from .types import DataError
 
 _TYPES = {"int64": "I64", "int32": "I32", "uint8": "U8", "float64": "F64"}
+CHECK = "crc32"  # key in the metadata: of the head without it, and of the arrays
 _LONGEST = 1 << 26  # bytes of a head that is still believed
 
 
@@ -31,6 +33,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], key: str, about: Mappi
         kind = _TYPES[str(array.dtype)]
         head[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
         at += array.nbytes
+    head["__metadata__"][CHECK] = str(_sum(head, [np.ascontiguousarray(_little(a)) for _, a in ordered]))
     raw = json.dumps(head, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
@@ -38,7 +41,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], key: str, about: Mappi
         with aside.open("wb") as file:
             file.write(len(raw).to_bytes(8, "little") + raw)
             for _, array in ordered:
-                file.write(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+                file.write(_little(array).tobytes())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -60,7 +63,27 @@ def read(path: Path, kinds: Mapping[str, str], key: str) -> tuple[dict[str, Any]
         if not whole:
             raise DataError(f"{path}: is not whole, or of another version; delete it, it is built again")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    checked(path, json.loads(raw), mapped, 8 + size)
     return about, {name: _mapped(mapped, 8 + size, a, kinds[name]) for name, a in head.items()}
+
+
+def checked(path: Path, head: dict[str, Any], mapped: mmap.mmap, start: int) -> None:
+    """Raises DataError where a byte is not what was written. Files from before there were sums are believed."""
+    told = head["__metadata__"].pop(CHECK, None)
+    with memoryview(mapped) as whole, whole[start:] as arrays:
+        if told is not None and told != str(_sum(head, [arrays])):
+            raise DataError(f"{path}: is damaged, its bytes do not add up; delete it, it is built again")
+
+
+def _sum(head: Mapping[str, Any], arrays: Iterable[Any]) -> int:
+    total = zlib.crc32(json.dumps(head, separators=(",", ":")).encode())
+    for array in arrays:
+        total = zlib.crc32(array, total)
+    return total
+
+
+def _little(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
 def _mapped(mapped: mmap.mmap, start: int, told: Mapping[str, Any], kind: str) -> NDArray[Any]:

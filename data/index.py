@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import write
+from .arrays import checked, write
 from .types import Audio, Blob, DataError, Image, Part, Video, digest
 
 VERSION = 1
@@ -174,6 +174,7 @@ class Index:
     def arrays(self) -> dict[str, np.ndarray]:
         with self.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        checked(self.path, json.loads(mapped[8 : self.start]), mapped, self.start)
         return {
             name: np.frombuffer(
                 mapped,

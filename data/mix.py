@@ -15,7 +15,8 @@ from typing import Literal, Protocol, get_args
 from .instructions import Instructions
 from .patterns import Draw, Pattern, checked
 from .schedules import Schedule, ends
-from .types import DataError, Limits, Source, Step, Where
+from .types import DataError, Limits, Source, Step, Where, digest
+from .weights import weights_of
 
 _PARTS = 1 << 16  # an adaptive share is a whole number of these: ranks and a resumed run agree to the bit
 
@@ -78,6 +79,13 @@ class Feed:
             if getattr(self, name) not in words:
                 known = " or ".join(map(repr, words))
                 raise ValueError(f"feed {self.source.name!r}: {name}={getattr(self, name)!r}; expected {known}")
+
+    def outside(self, where: Where) -> Mapping[str, str]:
+        """The digest of clusters that no step of the recipe made."""
+        from .clusters import digest_of
+
+        at = self.clusters
+        return {f"clusters {at}": digest_of(Path(at))} if isinstance(at, str) and at else {}
 
 
 def folder_of(at: Step | str, where: Where | None) -> Path:
@@ -144,14 +152,18 @@ class Balanced:
     adaptive = None
 
     def factors(self, names: Sequence[str], sizes: Sequence[int], where: Where | None) -> tuple[float, ...]:
-        from .weights import weights_of
-
         folder = folder_of(self.at, where)
         weights = weights_of(folder)
         if missing := [n for n in names if n not in weights]:
             known = ", ".join(weights)
             raise DataError(f"{folder}: no weight for source {missing[0]!r}; balance it too, there are {known}")
         return tuple(weights[n] for n in names)
+
+    def outside(self, where: Where) -> Mapping[str, str]:
+        """The digest of weights that no step of the recipe found."""
+        if not isinstance(self.at, str):
+            return {}
+        return {f"weights {self.at}": digest(repr(sorted(weights_of(Path(self.at)).items())))}
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def _index(path: Path, fault: Tell) -> Index | None:
         return None
     try:
         index = Index.read(beside)
+        index.arrays  # noqa: B018  (read here: whether its bytes add up)
     except DataError as error:
         fault("", str(error))
         return None

@@ -26,7 +26,17 @@ PLACES = {
     "open_clip": ("model/backbones/clip.py", "model/adapters/"),
 }
 # Optional or heavy: inside the function that needs them, so that what does not need them does not pay.
-INSIDE_FUNCTIONS = {*PLACES, "torchvision", "av", "soundfile", "sentence_transformers", "faiss", "mteb"}
+INSIDE_FUNCTIONS = {
+    *PLACES,
+    "torchvision",
+    "av",
+    "soundfile",
+    "sentence_transformers",
+    "faiss",
+    "mteb",
+    "pymetis",
+    "sklearn",
+}
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,8 @@ class Journal:
                 epochs=_epochs(self.loader, plan),
                 shrunk=_count(names, plan, [c.shrunk for c in plan.costs]),
                 cut=_count(names, plan, [c.cut > 0 for c in plan.costs]),
+                left=_count(names, plan, [c.left > 0 for c in plan.costs]),
+                lacking={n: k for n, k in self.state.lacking.items() if k},
                 peak_bytes=torch.cuda.max_memory_allocated() if cuda else 0,
                 host_bytes=host_peak_bytes(),
                 world=self.engine.group.size,

@@ -42,8 +42,9 @@ class Wandb:
 class Update:
     """What one step did, on all `world` ranks together. losses: by objective, before weights. skipped_rows,
     skipped_steps: so far in the stage; a step is skipped when its gradient is not finite. epochs: how often each source
-    has been gone through. shrunk, cut: by source, items of this step whose media were made smaller, or whose text was
-    cut, to fit the Limits.
+    has been gone through. shrunk, cut, left: by source, items of this step whose media were made smaller, whose text
+    was cut, or whose demonstrations were left out, to fit the Limits. lacking: by source, rows so far in the stage that
+    could form none of their patterns.
 
     flops: counted, of the whole step. computed_tokens: with dummies and whatever else was computed beside `tokens`.
     imbalance: tokens of the busiest rank over the mean of all. times: seconds by section, of rank 0. peak_bytes: of
@@ -64,6 +65,8 @@ class Update:
     epochs: Mapping[str, float] = field(default_factory=dict)
     shrunk: Mapping[str, int] = field(default_factory=dict)
     cut: Mapping[str, int] = field(default_factory=dict)
+    left: Mapping[str, int] = field(default_factory=dict)
+    lacking: Mapping[str, int] = field(default_factory=dict)
     skipped_rows: int = 0
     skipped_steps: int = 0
     peak_bytes: int = 0

