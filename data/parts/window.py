@@ -24,9 +24,11 @@ def opened(blob: Blob) -> BinaryIO:
 def view(blob: Blob) -> memoryview:
     """The blob's bytes. Where they lie inside a larger file (a shard), they are mapped: nothing is copied, and what is
     not looked at is not read. Raises DataError as `Blob.read` does."""
-    if not blob.path or blob.offset <= 0 or blob.length < 0:
+    # The path of a shard in a bounded cache is a string of its own kind (cache.Held): a map would outlive its removal,
+    # and keep its place on the disk.
+    if not blob.path or blob.offset <= 0 or blob.length < 0 or type(blob.path) is not str:
         return memoryview(blob.read())
-    found = _mapped(str(blob.path))[blob.offset : blob.offset + blob.length]
+    found = _mapped(blob.path)[blob.offset : blob.offset + blob.length]
     return found if len(found) == blob.length else memoryview(blob.read())  # which says what is wrong
 
 

@@ -92,9 +92,7 @@ def test_whatever_is_counted_can_be_collated(kind: str, size: tuple[int, int], l
     assert inputs.media["image_patches"].shape[0] == inputs.media["image_grid"].prod(1).sum()
 
 
-@pytest.mark.installed
 def test_open_clip_refuses_a_sliver_that_its_transform_would_blow_up() -> None:
-    pytest.importorskip("open_clip")
     from omni2vec.model.backbones.clip import _frames
 
     with pytest.raises(DataError, match="input 3: 1x10000 pixels"):
@@ -449,6 +447,8 @@ def test_a_view_has_the_bytes_of_its_blob_and_copies_none_of_a_shard(tmp_path: P
     assert window.view(inside).obj is window.view(Blob(path=str(path), offset=50, length=9)).obj
     alone = Blob(path=str(path), offset=0, length=100)  # a file of its own may be replaced: it is read
     assert window.view(alone) == alone.read() and window.view(alone).obj is not window.view(inside).obj
+    held = Blob(path=type("Held", (str,), {})(path), offset=10, length=20)  # of a bounded cache
+    assert window.view(held) == inside.read() and window.view(held).obj is not window.view(inside).obj
     for blob, message in (
         (Blob(path=str(path), offset=90, length=20), "10 bytes at offset 90, expected 20"),
         (Blob(path=str(tmp_path / "b"), offset=5, length=5), "moved or removed"),
