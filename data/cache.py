@@ -1,7 +1,8 @@
 """A folder of shards from elsewhere that keeps below a size: those that were used longest ago make room.
 
-Any number of processes share it. A shard's lock file is held shared by whoever reads it, alone by whoever brings or
-removes it; its time is when the shard was last used. A shard that is read anywhere is never removed.
+Any number of processes share it. A shard's lock file is held shared by whoever has examples of it, alone by whoever
+brings or removes it; its time is when the shard was last used. A shard that is merely open may be removed: what is
+mapped stays readable, and the process reads on from there, or brings it again.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-from weakref import WeakSet
 
 from .index import index_path
 from .types import DataError
 
 _WAIT_S = 60.0  # for room that other processes hold
+_TOUCHED_S = 1.0  # a use is noted down no more often
 _LOCK = ".lock"
 _PART = re.compile(r"\.(.+\.tar)\.[0-9a-f]{12}\.part")
 GB = 1e9
@@ -62,7 +62,7 @@ class Lock:
 
 class Held(str):
     """The path of a file in the cache, which is not removed while this string lives. Media are addressed by it, so that
-    an example keeps its shard, even where the shard is no longer open. In another process it is a plain string."""
+    an example keeps its shard. In another process it is a plain string."""
 
     lock: Lock
 
@@ -73,24 +73,6 @@ class Held(str):
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (str.__str__(self),)
-
-
-class Holder(Protocol):
-    def release(self) -> bool:
-        """Closes the shard that it used longest ago; False where it has none."""
-        ...
-
-
-_holders: WeakSet[Holder] = WeakSet()  # of this process: they give up shards where there is no room
-
-
-def holds(holder: Holder) -> None:
-    """From now on `holder` is asked to give up shards when room is wanted."""
-    _holders.add(holder)
-
-
-def _released() -> bool:
-    return any(holder.release() for holder in list(_holders))
 
 
 @dataclass(frozen=True)
@@ -124,11 +106,22 @@ class Cache:
                     return Held(path, lock)
                 lock.close()
                 end = end or time.monotonic() + _WAIT_S
-                if not _released() and time.monotonic() > end:
+                if time.monotonic() > end:
                     raise DataError(
                         f"{path}: is damaged, and being read; end the processes that read it, and delete it"
                     )
             time.sleep(0.02)
+
+    def again(self, name: str) -> Held | None:
+        """The file `name`, held, if it is there: for one that was right before."""
+        path = self.top / name
+        try:
+            lock = Lock(_lock_of(path), alone=False, wait=False)
+            if time.time() - _used(path) > _TOUCHED_S:
+                os.utime(_lock_of(path))
+        except OSError:  # somebody is removing it, or the whole cache is gone
+            return None
+        return Held(path, lock) if path.is_file() else None
 
     def _bring(self, path: Path, size: int, fill: Callable[[Path], None]) -> None:
         name = glob.escape(path.name)
@@ -158,8 +151,6 @@ class Cache:
                 if self._evicted(size, path):
                     then()
                     return
-            if _released():
-                continue
             if time.monotonic() > end:
                 raise DataError(
                     f"{path.name}: no room for its {size:,} bytes in {self.top} ({self.limit:,}): all in it is being "

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import holds
+from .cache import Held
 from .catalogue import Catalogue
 from .remote import Remote
 from .shards import Shard
@@ -35,7 +36,8 @@ class ShardRows:
     catalogue: Catalogue
     outside: str = ""  # media folder of a table's cache
     remote: Remote | None = None
-    opened: OrderedDict[int, Shard] = field(default_factory=OrderedDict, repr=False, compare=False)
+    opened: OrderedDict[int, Shard] = field(default_factory=OrderedDict, repr=False)
+    held: WeakValueDictionary[int, Held] = field(default_factory=WeakValueDictionary, repr=False)
 
     @cached_property
     def digest(self) -> str:
@@ -55,7 +57,24 @@ class ShardRows:
 
     def __getitem__(self, index: int) -> Example:
         i, at = _place(self.name, self.ends, index)
-        return self._shard(i).example(at, self.name)
+        if self.remote is None:
+            return self._shard(i).example(at, self.name)
+        held = self._hold(self.remote, i)
+        return self._shard(i).example(at, self.name, held)
+
+    def _hold(self, remote: Remote, i: int) -> Held:
+        """The shard in the cache, where it stays while an example of it lives."""
+        held = self.held.get(i)
+        if held is None:
+            told = self.catalogue.entry(i)
+            held = remote.again(told) if i in self.opened else None
+            if held is None:
+                self.opened.pop(i, None)
+                held = remote.held(told)
+                for k in [k for k, shard in self.opened.items() if not shard.path.exists()]:
+                    del self.opened[k]  # what made room for it takes disk as long as it is open
+            self.held[i] = held
+        return held
 
     def _shard(self, i: int) -> Shard:
         if i not in self.opened:
@@ -65,20 +84,9 @@ class ShardRows:
         self.opened.move_to_end(i)
         return self.opened[i]
 
-    def release(self) -> bool:
-        """Closes the shard that was used longest ago; False where none is open."""
-        if self.opened:
-            self.opened.popitem(last=False)
-            return True
-        return False
-
     def _open(self, i: int) -> Shard:
+        shard = Shard(self.held[i] if self.remote else self.catalogue.path(i), self.outside)
         told = self.catalogue.entry(i)
-        if self.remote is None:
-            shard = Shard(self.catalogue.path(i), self.outside)
-        else:
-            holds(self)
-            shard = Shard(self.remote.held(told))
         if (len(shard), shard.digest) != (told.rows, told.tar_digest):
             raise DataError(
                 f"{shard.path}: {len(shard):,} rows of digest {shard.digest}, but the catalogue that source "
@@ -87,8 +95,8 @@ class ShardRows:
             )
         return shard
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "opened": OrderedDict()}
+    def __reduce__(self) -> tuple[type[ShardRows], tuple[object, ...]]:
+        return ShardRows, (self.name, self.catalogue, self.outside, self.remote)
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,15 @@ class Remote:
             else:
                 self._tried(entry.name, lambda: self._whole(entry, path))
 
-        # By its digest: a shard that was packed anew does not wait until nobody reads the old one.
-        return self.cache.hold(f"{self.place}/{entry.tar_digest}/{entry.name}", entry.bytes, right, fill)
+        return self.cache.hold(self._name(entry), entry.bytes, right, fill)
+
+    def again(self, entry: Entry) -> Held | None:
+        """The shard in the cache, if it is still there since `held`."""
+        return self.cache.again(self._name(entry))
+
+    def _name(self, entry: Entry) -> str:
+        # With its digest: a shard that was packed anew does not wait until nobody reads the old one.
+        return f"{self.place}/{entry.tar_digest}/{entry.name}"
 
     def _whole(self, entry: Entry, path: Path) -> None:
         found = download(self.address(entry.name), path)

@@ -122,13 +122,11 @@ class _Open:
 class Shard:
     """One tar with its index (built at the first opening where it is missing): random access to its examples.
 
-    `outside` is the media folder of a table's cache. Raises DataError where the index is that of another tar. Media are
-    addressed by `path` as it is given, if it is a string.
+    `outside` is the media folder of a table's cache. Raises DataError where the index is that of another tar.
     """
 
     def __init__(self, path: Path | str, outside: str = "") -> None:
         self.path, self.outside = Path(path), outside
-        self._at = path if isinstance(path, str) else str(path)
         self.index = opened_index(self.path)
 
     def __len__(self) -> int:
@@ -149,14 +147,15 @@ class Shard:
         offset, length = self.index.json_at(i)
         return self._bytes[offset : offset + length]
 
-    def example(self, i: int, source: str = "") -> Example:
-        """Sample i, its media as addresses into the tar. `source` takes the place of the row's own; the key stays."""
+    def example(self, i: int, source: str = "", at: str = "") -> Example:
+        """Sample i, its media as addresses into the tar, as `at` has its path if given. `source` takes the place of the
+        row's own; the key stays."""
         if not 0 <= i < len(self):
             raise IndexError(f"{self.path}: sample {i} of {len(self)}")
         key = self.index.key(i)
         where = f"{self.path}: sample {key}"
         row = parse(self.json(i), where)
-        media = self.index.media(i, self._at, self.outside)
+        media = self.index.media(i, at or str(self.path), self.outside)
 
         def find(kind: Kind, name: str) -> Part:
             if name not in media:

@@ -24,13 +24,17 @@ from omni2vec.data import cache, remote, shards
 from omni2vec.data.addresses import redacted, unsigned
 from omni2vec.data.cache import Held, Lock
 from omni2vec.data.catalogue import NAME
+from omni2vec.data.index import index_path
+from omni2vec.data.loader import Loader
+from omni2vec.data.mix import Feed
 from omni2vec.data.opened import ShardRows
 from omni2vec.data.shards import expanded, stream, write_shards
 from omni2vec.data.sources import Shards
-from omni2vec.data.types import DataError, Example, Image, Item, Part
+from omni2vec.data.types import DataError, Example, Image, Item, Limits, Part
 
 from .samples import everything, nowhere, part, plain
 from .servers import Server, serving
+from .test_loader import Letters
 
 COUNT = 6  # shards of the set
 RANGE = "shard-{000000..000005}.tar"
@@ -236,6 +240,15 @@ def test_a_shard_that_another_process_reads_is_not_removed(server: Server, made:
     assert kept(tmp_path / "c") == ["shard-000002.tar", "shard-000003.tar"]
 
 
+def test_an_open_shard_that_made_room_is_brought_again_when_it_is_read(server: Server, tmp_path: Path) -> None:
+    rows = opened(f"{server.url}/{RANGE}", tmp_path / "c")
+    first = rows[0].key
+    (path,) = (tmp_path / "c").rglob("*.tar")
+    path.unlink()
+    assert (rows[0].key, rows[1].key) == (first, first[:-1] + "1")
+    assert server.tars() == ["shard-000000.tar"] * 2 and kept(tmp_path / "c") == ["shard-000000.tar"]
+
+
 # --- whole or not at all ---
 
 
@@ -347,6 +360,22 @@ def test_processes_that_want_one_shard_bring_it_once(server: Server, tmp_path: P
     with ProcessPoolExecutor(3, get_context("fork")) as pool:
         ids = list(pool.map(_read, [pickle.dumps(rows)] * 3))
     assert len(set(ids)) == 1 and server.tars() == ["shard-000000.tar"]
+
+
+def test_batches_are_those_of_the_shards_here_for_workers_that_share_a_small_cache(tmp_path: Path) -> None:
+    paths = write_shards([plain(i) for i in range(60)], tmp_path / "text", max_bytes=6_000)
+    assert len(paths) > 8
+    bound = 5 * max(p.stat().st_size + index_path(p).stat().st_size for p in paths) / 1e9
+    far = Shards(f"pipe:cat {tmp_path}/text/{{}}", name="text", cache=str(tmp_path / "c"), cache_gb=bound)
+    here = Shards(str(tmp_path / "text"))
+
+    def batches(source: Shards, workers: int) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+        settings = {"batch": 20, "sub_batch": 10, "seed": 3, "budget": 128, "workers": workers, "stop": 6}
+        with Loader([source.open(nowhere)], [Feed(source)], Letters(), Limits(), **settings) as loader:  # type: ignore[arg-type]
+            return [(plan.keys, [chunk.texts for chunk in chunks]) for plan, chunks in loader]
+
+    assert batches(far, 2) == batches(here, 0)
+    assert bytes_of(tmp_path / "c") <= bound * 1e9 and kept(tmp_path / "c")
 
 
 # --- addresses ---
