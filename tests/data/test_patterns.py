@@ -271,14 +271,14 @@ def test_a_draw_is_a_pure_function_of_seed_draw_and_key() -> None:
 
 def test_known_are_all_that_any_view_of_the_row_may_ask_for() -> None:
     able = [
-        Pattern("image -> title + description?", drop=0.5),
+        Pattern("image -> title + description? + item?", drop=0.5),
         Pattern("title -> image"),
         Pattern("item -> image + title"),
         Pattern("user -> item"),
     ]
     row = product_row()
     asked = {e.positives[0].id for i, d in product(range(3), range(40)) for e in [formed(row, able, i, 5, d)]}
-    assert len(asked) == 4  # title, title + description, image, image + title
+    assert len(asked) == 6  # title alone, with either, with both; image; image + title
     for i in range(3):
         known = formed(row, able, i, 5, 0).known
         assert asked | {item.id for item in row.fields.values()} <= set(known)
