@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 from omni2vec.data.mix import Feed
-from omni2vec.data.turns import apportion, schedule
 from omni2vec.data.sources import Shards
+from omni2vec.data.turns import apportion, schedule
 
 
 @pytest.mark.parametrize(
