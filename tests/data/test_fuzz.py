@@ -208,9 +208,9 @@ class Case:
 
     @property
     def shows(self) -> bool:
-        """Whether a reader can know of any damage: an index lies beside the tar and covers it to the byte. Its own
-        numbers are covered by the verifier alone, and so is the middle of a large tar."""
-        return self.indexed and self.base.name != "long" and not self.what.startswith("index")
+        """Whether a reader can know of any damage: of the index by its sum, of a tar by the index beside it, but for
+        the middle of a large one."""
+        return self.indexed and (self.base.name != "long" or self.what.startswith("index"))
 
 
 def damaged(base: Base, number: int, folder: Path) -> Case:
