@@ -27,7 +27,7 @@ ORIENTATION = 0x0112  # EXIF tag; 5 to 8 turn the picture by a quarter
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes of one channel with more than eight bits
 # What Pillow raises on bytes that are cut, broken or hostile: every parser has its own.
 PARSING = (SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error)
-BROKEN = (OSError, ValueError, *PARSING)
+BROKEN = (OSError, ValueError, RuntimeError, *PARSING)
 
 
 def probe(blob: Blob, where: str) -> Image:

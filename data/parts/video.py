@@ -135,10 +135,14 @@ def _opened(blob: Blob, where: str) -> Iterator[tuple[Any, Any]]:
     except ImportError as error:
         raise DataError(f'{where}: reading this clip needs PyAV: pip install "omni2vec[video]"') from error
     try:
-        with window.opened(blob) as file, av.open(file) as container:
+        with window.opened(blob) as file, av.open(file, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DataError(f"{where}: the file holds no video stream; is it a sound?")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise DataError(
+                    f"{where}: no decoder for the codec of the clip, or it is damaged; re-encode or drop it"
+                )
             stream.thread_type = "NONE"
             # The codec's own header may claim another size than the container's, and changes it as it likes.
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

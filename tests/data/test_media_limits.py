@@ -422,6 +422,61 @@ def test_a_sound_is_refused_when_it_is_counted(kind: str, formats: Any) -> None:
         formats[kind].count([prompt(sound)], [Limits()])
 
 
+# Damage
+
+
+def kinds_of_media() -> dict[str, tuple[str, bytes]]:
+    """name -> (kind, bytes) of a medium in every format that can be written here."""
+    rng = np.random.default_rng(0)
+    noise = PIL.Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    found: dict[str, tuple[str, bytes]] = {"wav": ("audio", wav(rng.uniform(-1, 1, 2000), 8000))}
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF"):
+        out = BytesIO()
+        noise.save(out, name)
+        found[name] = ("image", out.getvalue())
+    for name in ("GIF", "WEBP", "PNG"):
+        out = BytesIO()
+        noise.save(out, name, save_all=True, append_images=[noise.rotate(180), noise], duration=100)
+        found[f"moving {name}"] = ("video", out.getvalue())
+    found["mp4"] = ("video", film(12, 64, 48, gop=5))
+    return found
+
+
+@pytest.mark.installed
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of the damage
+def test_damaged_media_are_refused_by_name_or_seen_and_nothing_else_is_raised() -> None:
+    rng, refused, seen = np.random.default_rng(0), 0, 0
+    for name, (kind, whole) in kinds_of_media().items():
+        for _ in range(60):
+            data = bytearray(whole)
+            for place in rng.integers(
+                0, min(len(data), int(rng.choice([64, 400, len(data)]))), int(rng.integers(1, 6))
+            ):
+                data[place] = rng.integers(256)
+            data = data[: int(rng.choice([len(data), len(data), int(rng.integers(len(data)))]))]
+            try:
+                part = probe(kind, Blob(bytes(data)), f"key {name}")  # type: ignore[arg-type]
+                if isinstance(part, Image):
+                    images.load(part, f"key {name}", None if rng.integers(2) else (20, 30))
+                elif isinstance(part, Video):
+                    sum(1 for _ in videos.load(part, videos.sample(part, 2.0, 6)[0], f"key {name}"))
+                elif isinstance(part, Audio):
+                    audio.decode(part, f"key {name}", 16_000)
+                seen += 1
+            except DataError as error:
+                assert str(error).startswith(f"key {name}"), error
+                refused += 1
+    assert refused > 200 and seen > 100
+
+
+@pytest.mark.installed
+def test_a_title_that_is_no_utf_8_is_no_fault_of_the_clip() -> None:
+    data = film(4, 64, 48)
+    at = data.index(b"isom", 8)  # a brand, which is told as text
+    clip = videos.probe(Blob(data[:at] + b"i\xffom" + data[at + 4 :]), "here")
+    assert clip.frames == 4
+
+
 # The window
 
 
