@@ -26,6 +26,7 @@ def drawn(example: Example, feed: Feed, clock: Clock, draw: int) -> Example:
         raise DataError(
             f"{example.key}: no positive and no answer to learn from; give the row a positive"
             + (", or let its feed train on answers" if example.answer else "")
+            + (f", or give its feed patterns of {', '.join(example.fields)}" if example.fields else "")
         )
     right = choose(len(example.positives), feed.positives, seed, "positives", draw, example.key)
     count, given = round(at(feed.negatives, clock.progress)), len(example.negatives)
