@@ -72,7 +72,8 @@ class Feed:
         if self.patterns:
             checked(self.patterns, self.source.name)
             if ends(self.negatives) != (0,) and not any(p.to_target for p in self.patterns):
-                raise ValueError(f"feed {self.source.name!r}: negatives={self.negatives}, but no pattern ends in target")
+                given = f"negatives={self.negatives}"
+                raise ValueError(f"feed {self.source.name!r}: {given}, but no pattern has `target` as its target")
         if self.instructions is not None and (self.instruction, self.target_instruction) != (None, None):
             raise ValueError(f"feed {self.source.name!r}: instructions beside a fixed instruction; give one of them")
         if not self.epochs > 0:
