@@ -52,13 +52,16 @@ def fit(width: int, height: int, factor: int, min_pixels: int, max_pixels: int) 
     return rows, columns
 
 
-def of_image(image: Image, height: int, width: int, geometry: Geometry, draft: bool, where: str) -> Tensor:
+def of_image(
+    image: Image, height: int, width: int, geometry: Geometry, draft: bool, where: str, into: Tensor | None = None
+) -> Tensor:
     """Patches (n, 3 * temporal * patch * patch) uint8 of one picture resized to height x width, its frame repeated.
 
-    `draft` decodes a JPEG at the smallest DCT scale that is still at least height x width: for training only.
+    `draft` decodes a JPEG at the smallest DCT scale that is still at least height x width: for training only. `into`:
+    where they are written, if given.
     """
     pixels = images.load(image, where, (height, width) if draft else None)
-    return _patchify([_resized(pixels, height, width)], geometry)
+    return _patchify([_resized(pixels, height, width)], geometry, into)
 
 
 def of_video(
@@ -69,17 +72,26 @@ def of_video(
     geometry: Geometry,
     where: str,
     draft: bool = False,
+    into: Tensor | None = None,
 ) -> Tensor:
     """Patches (n, 3 * temporal * patch * patch) uint8 of the chosen frames, each resized to height x width.
 
     The last frame is repeated until their number is a multiple of `temporal`. `draft` scales a container's frames while
-    their colours are converted: for training only.
+    their colours are converted: for training only. `into`: where they are written, if given.
     """
-    loaded = videos.load(video, indices, where, (height, width) if draft else None)
-    frames = [_resized(frame, height, width) for frame in loaded]
     per = geometry.temporal
-    frames += frames[-1:] * (-len(frames) % per)
-    return torch.cat([_patchify(frames[t : t + per], geometry) for t in range(0, len(frames), per)])
+    steps = -(-len(indices) // per)
+    area = height * width // geometry.patch**2
+    flat = _empty(steps * area, geometry) if into is None else into
+    held: list[Tensor] = []  # of the time step that is being filled
+    loaded = videos.load(video, indices, where, (height, width) if draft else None)
+    for i, frame in enumerate(loaded):
+        held.append(_resized(frame, height, width))
+        if len(held) == per or i == len(indices) - 1:
+            held += held[-1:] * (per - len(held))
+            _patchify(held, geometry, flat[i // per * area : (i // per + 1) * area])
+            held.clear()
+    return flat
 
 
 def fit_qwen2_video(
@@ -141,21 +153,27 @@ def _resized(pixels: Tensor, height: int, width: int) -> Tensor:
     return images.resize(pixels.permute(2, 0, 1), height, width).permute(1, 2, 0).contiguous()
 
 
-def _patchify(frames: Sequence[Tensor], geometry: Geometry) -> Tensor:
+def _patchify(frames: Sequence[Tensor], geometry: Geometry, into: Tensor | None = None) -> Tensor:
     """Frames (H, W, 4) of one time step, `temporal` of them or a single one to repeat -> (n, 3 * temporal * patch**2).
 
     A pixel moves as one int32 and its colours are split off by shifts: four times faster than moving bytes.
     """
     patch, merge = geometry.patch, geometry.merge
     rows, columns = frames[0].shape[0] // geometry.factor, frames[0].shape[1] // geometry.factor
-    out = frames[0].new_empty(rows * columns * merge * merge, 3, geometry.temporal, patch * patch)
+    count = rows * columns * merge * merge
+    flat = _empty(count, geometry) if into is None else into
+    out = flat.view(count, 3, geometry.temporal, patch * patch)
     for t, frame in enumerate(frames):
         whole = frame.view(torch.int32).view(rows, merge, patch, columns, merge, patch)
         pixels = whole.permute(0, 3, 1, 4, 2, 5).reshape(-1, patch * patch)
         for colour in range(3):
             out[:, colour, t] = pixels if colour == 0 else pixels.bitwise_right_shift_(8)  # keeps the low byte
     out[:, :, len(frames) :] = out[:, :, len(frames) - 1 : len(frames)]
-    return out.flatten(1)
+    return flat
+
+
+def _empty(count: int, geometry: Geometry) -> Tensor:
+    return torch.empty(count, 3 * geometry.temporal * geometry.patch**2, dtype=torch.uint8)
 
 
 def check_aspect(width: int, height: int) -> None:

@@ -6,7 +6,8 @@ the stock models can only compute them for padded batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from .patches import Geometry, fit, fit_qwen2_video, fit_qwen3_video, of_image, 
 from .segments import Medium, Segment, Tokens
 
 Kind = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+KINDS = ("image", "video")
+GREY = 128  # of what stands in for a medium
 
 
 @dataclass(frozen=True)
@@ -159,23 +162,21 @@ class QwenFormat:
     def collate(
         self, prompts: Sequence[Prompted], limits: Sequence[Limits], dummies: Sequence[str] = (), skip: bool = False
     ) -> Inputs:
-        segments = self.segments(prompts, limits)
-        patches: dict[str, list[Tensor]] = {"image": [], "video": []}
+        segments = self.segments(prompts, limits) + [self._dummy(kind) for kind in dummies]
+        patches = self._room(segments)
         failed: list[int] = []
-        for i, (segment, prompt, limit) in enumerate(zip(segments, prompts, limits, strict=True)):
-            for medium in segment.media:
-                try:
-                    patches[medium.kind].append(self._decode(medium, limit.draft, prompt.key))
-                except DataError:
-                    if not skip:
-                        raise
-                    failed.append(i)
-                    patches[medium.kind].append(self._grey(medium))
-        for kind in dummies:
-            segment = self._dummy(kind)
-            segments.append(segment)
-            for m in segment.media:
-                patches[kind].append(self._grey(m))
+        media = ((i, medium) for i, segment in enumerate(segments) for medium in segment.media)
+        for (i, medium), rows in zip(media, _cut(segments, patches), strict=True):
+            try:
+                if i < len(prompts):
+                    self._decode(medium, limits[i].draft, prompts[i].key, rows)
+                else:
+                    rows.fill_(GREY)
+            except DataError:
+                if not skip:
+                    raise
+                failed.append(i)
+                rows.fill_(GREY)
         packed = self._pack(segments, patches)
         return replace(
             packed,
@@ -191,16 +192,20 @@ class QwenFormat:
             return np.tile(np.arange(len(segment.ids)), (3, 1))
         return self.media.positions(segment)
 
-    def _decode(self, medium: Medium, draft: bool, key: str) -> Tensor:
+    def _room(self, segments: Sequence[Segment]) -> dict[str, Tensor]:
+        """kind -> where the patches of all its media go, one behind the other: decoded in place, none is held twice."""
+        g, count = self.media.geometry, dict[str, int]()
+        for medium in (m for s in segments for m in s.media):
+            count[medium.kind] = count.get(medium.kind, 0) + math.prod(medium.grid)
+        return {k: torch.empty(count[k], 3 * g.temporal * g.patch**2, dtype=torch.uint8) for k in KINDS if k in count}
+
+    def _decode(self, medium: Medium, draft: bool, key: str, into: Tensor) -> None:
         size, geometry, where = (medium.height, medium.width), self.media.geometry, f"key {key}"
         if isinstance(medium.part, Image):
-            return of_image(medium.part, *size, geometry, draft, where)
-        assert isinstance(medium.part, Video)
-        return of_video(medium.part, medium.indices, *size, geometry, where, draft)
-
-    def _grey(self, medium: Medium) -> Tensor:
-        g = self.media.geometry
-        return torch.full((int(np.prod(medium.grid)), 3 * g.temporal * g.patch**2), 128, dtype=torch.uint8)
+            of_image(medium.part, *size, geometry, draft, where, into)
+        else:
+            assert isinstance(medium.part, Video)
+            of_video(medium.part, medium.indices, *size, geometry, where, draft, into)
 
     def _dummy(self, kind: str) -> Segment:
         """The smallest segment with a medium of this kind, one media token; of "text", one token."""
@@ -214,11 +219,11 @@ class QwenFormat:
         mark = self.tokenizer.convert_tokens_to_ids(self.media.marks[kind])
         return Segment([mark], [True], 1, [Medium(part, side, side, (1, m, m), (0,), (0.0,))], [(0, 1, kind)])
 
-    def _pack(self, segments: list[Segment], patches: dict[str, list[Tensor]]) -> Inputs:
+    def _pack(self, segments: list[Segment], patches: dict[str, Tensor]) -> Inputs:
         lengths = tuple(len(s.ids) for s in segments)
         labels = torch.full((sum(lengths),), -100, dtype=torch.int64)
         media: dict[str, Tensor] = {}
-        rows: dict[str, list[np.ndarray]] = {"image": [], "video": []}
+        rows: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
         start = 0
         for s in segments:
             if len(s.ids) > s.prefix:
@@ -227,11 +232,10 @@ class QwenFormat:
                 rows[kind].append(np.arange(start + a, start + b))
             start += len(s.ids)
         for kind, found in patches.items():
-            if found:
-                grids = [m.grid for s in segments for m in s.media if m.kind == kind]
-                media[f"{kind}_patches"] = torch.cat(found)
-                media[f"{kind}_grid"] = torch.tensor(grids, dtype=torch.int64)
-                media[f"{kind}_rows"] = torch.from_numpy(np.concatenate(rows[kind]))
+            grids = [m.grid for s in segments for m in s.media if m.kind == kind]
+            media[f"{kind}_patches"] = found
+            media[f"{kind}_grid"] = torch.tensor(grids, dtype=torch.int64)
+            media[f"{kind}_rows"] = torch.from_numpy(np.concatenate(rows[kind]))
         return Inputs(
             ids=torch.tensor([t for s in segments for t in s.ids], dtype=torch.int64),
             lengths=lengths,
@@ -241,3 +245,11 @@ class QwenFormat:
             labels=labels,
             media=media,
         )
+
+
+def _cut(segments: Sequence[Segment], patches: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """The rows of each medium, in the order of the segments."""
+    at = dict.fromkeys(patches, 0)
+    for medium in (m for s in segments for m in s.media):
+        start, at[medium.kind] = at[medium.kind], at[medium.kind] + math.prod(medium.grid)
+        yield patches[medium.kind][start : at[medium.kind]]
