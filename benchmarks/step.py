@@ -21,8 +21,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from measure import record, run
-from omni2vec.data.loader import Loader, Plan
+from omni2vec.data.loader import Loader
 from omni2vec.data.mix import Feed
+from omni2vec.data.planned import Plan
 from omni2vec.data.types import Clock, Limits
 from omni2vec.model.backbones.tiny import Tiny, build
 from omni2vec.model.embedder import Embedder

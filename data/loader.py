@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from . import patterns
-from .chunks import Chunk, plan
+from .chunks import Chunk
 from .crew import Crew, Inline, Later, Pool
-from .deck import WINDOW, Deck
-from .mix import Feed, Mix, Weighted, folder_of
-from .order import Address, Setting, ordered
+from .deck import WINDOW
+from .mix import Feed, Mix, Weighted
+from .order import Setting, dry, ordered
+from .planned import Plan, planned
 from .ranks import ALONE, Ranks
-from .relation import Relation
-from .types import Cost, DataError, Example, Limits, Rows, Where
+from .types import DataError, Example, Limits, Rows, Where
 from .wire import pack, unpack
 from .work import Bad, Collated, Format, Measured, Work
 
@@ -39,40 +39,6 @@ class Skipped:
     sources: Mapping[str, int] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     lacking: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One step before anything is decoded. Entries are the Q queries, then the N documents in the Relation's order."""
-
-    step: int
-    addresses: tuple[Address, ...]  # (Q,)
-    keys: tuple[str, ...]  # (Q,)
-    relation: Relation
-    costs: tuple[Cost, ...]  # (Q + N,)
-    chunks: tuple[Chunk, ...]  # of this rank
-    groups: tuple[int, ...]  # (Q + N,) index of the entry's source
-    slots: tuple[tuple[int, int], ...]  # (Q + N,) (its query, 0 for that query itself or k for its k-th document)
-    bad: tuple[Bad, ...] = ()  # rows left out
-    of_ranks: tuple[tuple[Chunk, ...], ...] = ()  # the chunks of all ranks, as many each; empty where there is one
-
-    @property
-    def ranks(self) -> tuple[tuple[Chunk, ...], ...]:
-        """The chunks of every rank, in rank order."""
-        return self.of_ranks or (self.chunks,)
-
-    @property
-    def sources(self) -> tuple[int, ...]:
-        """(Q,) index of each query's source."""
-        return self.groups[: len(self.keys)]
-
-    @property
-    def tokens(self) -> int:
-        return sum(c.tokens for c in self.costs)
-
-    def labels(self, group: int) -> int:
-        """Next-token labels that source `group` has in this step: the global count of a Local objective."""
-        return sum(c.labels for c, g in zip(self.costs, self.groups, strict=True) if g == group)
 
 
 class Loader(Generic[T]):
@@ -120,11 +86,10 @@ class Loader(Generic[T]):
         self.names = tuple(r.name for r in rows)
         self.told = list(told)
         self.setting = Setting(batch, sub_batch, seed, steps, mix or Weighted(), window)
-        decks = tuple(_deck(r, f, window, where) for r, f in zip(rows, feeds, strict=True))
         self.factors = self.setting.mix.factors(self.names, [len(r) for r in rows], where)
-        self.order = ordered(self.names, decks, feeds, self.factors, self.setting, self.told)
+        self.order = ordered(rows, feeds, self.factors, self.setting, self.told, where)
         if stop is not None and stop > self.order.steps:
-            raise DataError(_dry(stage, stop, self.order.steps, rows, feeds))
+            raise DataError(f"{f'stage {stage!r}: ' if stage else ''}{dry(stop, self.order, rows, feeds)}")
         # By source with patterns: rows that can form none, as far as the indexes tell.
         self.without = {
             r.name: patterns.absent(getattr(r, "fields", None), f.patterns, r.name) or 0
@@ -170,6 +135,11 @@ class Loader(Generic[T]):
     def plan(self, step: int) -> Plan:
         """The plan of any step, read and counted now."""
         return _Step(self, step).plan
+
+    def planned(self, step: int, measured: Sequence[Measured | Bad]) -> Plan:
+        """The plan of a step's counted rows, of all ranks."""
+        ranks = self.ranks
+        return planned(step, measured, self.names, self.budget, self.stretch, ranks.rank, ranks.size, self.stage)
 
     def example(self, plan: Plan, row: int) -> Example:
         """Row `row` of a plan as it was drawn, with its contents, read once more."""
@@ -293,7 +263,7 @@ class _Step(Generic[T]):
             else:
                 measured = self._measured()
                 assert isinstance(measured, list)
-                self._plan = _plan(self.loader, self.step, measured)
+                self._plan = self.loader.planned(self.step, measured)
         return self._plan
 
     def ready(self) -> bool:
@@ -332,51 +302,7 @@ def _together(loader: Loader[T], step: int, own: Own | Callable[[], Own]) -> Pla
     for rank, told_by in enumerate(told):
         if isinstance(told_by, DataError):
             raise found if rank == loader.ranks.rank and isinstance(found, DataError) else told_by
-    return _plan(loader, step, [m for rows in told if isinstance(rows, list) for m in rows])
-
-
-def _plan(loader: Loader[T], step: int, measured: Sequence[Measured | Bad]) -> Plan:
-    rows = [m for m in measured if isinstance(m, Measured)]
-    bad = tuple(m for m in measured if isinstance(m, Bad))
-    if not rows:
-        raise DataError(f"step {step}: none of its {len(bad)} rows can be read, the first because: {bad[0].reason}")
-    queries = [(q, 0) for q in range(len(rows))]
-    slots = (*queries, *((q, k) for q, m in enumerate(rows) for k in range(1, len(m.costs))))
-    known: dict[Cost, Cost] = {}  # equal ones are one object: a large batch has few different ones
-    costs = tuple(known.setdefault(c, c) for c in (rows[q].costs[k] for q, k in slots))
-    keys = tuple(m.example.key for m in rows)
-    budget = max(loader.budget, *(c.tokens for c in costs)) if loader.stretch else loader.budget
-    of_ranks = plan(costs, budget, loader.ranks.size, keys=[keys[q] for q, _ in slots], stage=loader.stage)
-    return Plan(
-        step=step,
-        addresses=tuple(m.address for m in rows),
-        keys=keys,
-        relation=Relation.of([m.example for m in rows], loader.names),
-        costs=costs,
-        chunks=of_ranks[loader.ranks.rank],
-        groups=tuple(rows[q].address.source for q, _ in slots),
-        slots=slots,
-        bad=bad,
-        of_ranks=tuple(of_ranks) if len(of_ranks) > 1 else (),
-    )
-
-
-def _deck(rows: Rows, feed: Feed, window: int, where: Where | None) -> Deck:
-    """A source's rows in shards, or in the clusters that its feed names."""
-    if not feed.clusters:
-        return Deck.of(rows, window)
-    from .clusters import grouped
-
-    members, ends = grouped(folder_of(feed.clusters, where), rows)
-    return Deck(ends, 1, members)
-
-
-def _dry(stage: str, stop: int, steps: float, rows: Sequence[Rows], feeds: Sequence[Feed]) -> str:
-    given = ", ".join(f"{r.name} {f.epochs:g} x {len(r):,} rows" for r, f in zip(rows, feeds, strict=True))
-    return (
-        f"{f'stage {stage!r}: ' if stage else ''}{stop:,} steps asked, but all sources have ended after {int(steps):,} "
-        f"({given}); lower steps, or let one source go on (epochs)"
-    )
+    return loader.planned(step, [m for rows in told if isinstance(rows, list) for m in rows])
 
 
 def _check(rows: Sequence[Rows], feeds: Sequence[Feed], prefetch: int, on_error: str) -> None:

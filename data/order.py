@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .clusters import grouped
 from .deck import WINDOW, Deck
-from .mix import Feed, Mix, Weighted
+from .mix import Feed, Mix, Weighted, folder_of
 from .schedules import Phases, Ramp, at
 from .turns import Blocks, Ending, Held, Turns, checked, schedule
+from .types import Rows, Where
 
 _FINE = 100  # blocks of a stage whose weights are scheduled
 
@@ -108,25 +110,46 @@ class Setting:
 
 
 def ordered(
-    names: Sequence[str],
-    decks: Sequence[Deck],
+    rows: Sequence[Rows],
     feeds: Sequence[Feed],
     factors: Sequence[float],
     setting: Setting,
     told: Sequence[Sequence[int]] = (),
+    where: Where | None = None,
 ) -> Order:
     """The order of a stage's batches. factors: the mix's, one a feed. told: what an adaptive mix has found for its
     blocks 1, 2, ...; a block that it has not found yet is dealt by the last that it has."""
     each = per_batch(setting.batch, setting.sub_batch)
     hold = setting.mix.hold * each
-    for name, deck, feed in zip(names, decks, feeds, strict=True):
-        if not deck.size and feed.weight != 0:
-            raise ValueError(f"source {name!r} has no rows, but weight {feed.weight}; give it rows or leave it out")
-    rows = tuple(f.sub_batch or setting.sub_batch for f in feeds)
-    most = [math.ceil(f.epochs * d.size / n) if f.epochs < math.inf else math.inf
-            for f, d, n in zip(feeds, decks, rows, strict=True)]  # fmt: skip
+    for source, feed in zip(rows, feeds, strict=True):
+        if not len(source) and feed.weight != 0:
+            given = f"source {source.name!r} has no rows, but weight {feed.weight}"
+            raise ValueError(f"{given}; give it rows or leave it out")
+    decks = tuple(deck(r, f, setting.window, where) for r, f in zip(rows, feeds, strict=True))
+    counts = tuple(f.sub_batch or setting.sub_batch for f in feeds)
+    most = [
+        math.ceil(f.epochs * d.size / n) if f.epochs < math.inf else math.inf
+        for f, d, n in zip(feeds, decks, counts, strict=True)
+    ]
     turns = _turns(feeds, factors, setting, most, each, hold or 1, told)
-    return Order(tuple(decks), Held(turns, hold) if hold > 1 else turns, each, rows, setting.seed)
+    return Order(decks, Held(turns, hold) if hold > 1 else turns, each, counts, setting.seed)
+
+
+def deck(rows: Rows, feed: Feed, window: int, where: Where | None) -> Deck:
+    """A source's rows in shards, or in the clusters that its feed names."""
+    if not feed.clusters:
+        return Deck.of(rows, window)
+    members, ends = grouped(folder_of(feed.clusters, where), rows)
+    return Deck(ends, 1, members)
+
+
+def dry(stop: int, order: Order, rows: Sequence[Rows], feeds: Sequence[Feed]) -> str:
+    """Why a run to `stop` is refused: all sources have ended before."""
+    given = ", ".join(f"{r.name} {f.epochs:g} x {len(r):,} rows" for r, f in zip(rows, feeds, strict=True))
+    return (
+        f"{stop:,} steps asked, but all sources have ended after {int(order.steps):,} ({given}); lower steps, or let "
+        "one source go on (epochs)"
+    )
 
 
 def _turns(

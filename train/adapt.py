@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..data.counter import bits
-from ..data.loader import Loader, Plan
+from ..data.loader import Loader
 from ..data.mix import Adaptive
 from ..data.order import weights_at
+from ..data.planned import Plan
 from ..model.types import Inputs
 from .gather import Group
 from .health import look, task_of

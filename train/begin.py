@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.loader import Loader, Plan
+from ..data.loader import Loader
+from ..data.planned import Plan
 from ..data.types import Where
 from ..model.embedder import Embedder
 from ..model.flops import counter as rows_counter

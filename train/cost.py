@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.loader import Plan
+from ..data.planned import Plan
 from .precision import Precision
 from .zero import Zero
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..data.loader import Plan
+from ..data.planned import Plan
 from ..data.told import told
 from ..data.types import Example, Item
 from .health import Found

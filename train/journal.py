@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.counter import bits
-from ..data.loader import Loader, Plan
+from ..data.loader import Loader
+from ..data.planned import Plan
 from ..model.types import Inputs
 from .alarm import Collapse
 from .engine import Engine, Updated

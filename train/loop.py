@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.counter import bits
-from ..data.loader import Loader, Plan
+from ..data.loader import Loader
+from ..data.planned import Plan
 from ..data.schedules import at
 from ..data.types import Clock, Where
 from ..model.types import Inputs

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..data import chunks
 from ..data.chunks import Chunk
 from ..data.counter import choose
-from ..data.loader import Loader, Plan
+from ..data.loader import Loader
+from ..data.planned import Plan
 from ..data.types import Where
 from ..model.embedder import Embedder
 from ..model.types import Inputs

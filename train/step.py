@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..data.loader import Plan
+from ..data.planned import Plan
 from ..data.types import Clock
 from ..model.embedder import LocalTerms
 from ..model.types import Encoded, Inputs, Towers

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.loader import Plan
+from ..data.planned import Plan
 from .gather import Group
 
 if TYPE_CHECKING:

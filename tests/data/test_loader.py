@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from omni2vec.data.loader import Loader, Plan, Skipped
+from omni2vec.data.loader import Loader, Skipped
 from omni2vec.data.mix import Feed
+from omni2vec.data.planned import Plan
 from omni2vec.data.types import Cost, DataError, Example, Item, Limits, Prompted, Text
 
 

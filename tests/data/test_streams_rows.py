@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omni2vec.data import clusters
-from omni2vec.data.loader import Loader, Plan
+from omni2vec.data.loader import Loader
 from omni2vec.data.mix import Feed
 from omni2vec.data.patterns import Pattern
+from omni2vec.data.planned import Plan
 from omni2vec.data.ranks import Ranks
 from omni2vec.data.types import Cost, DataError, Example, Item, Limits, Prompted, Text
 

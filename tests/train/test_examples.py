@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from omni2vec.data.loader import Plan
 from omni2vec.data.order import Address
+from omni2vec.data.planned import Plan
 from omni2vec.data.relation import Relation
 from omni2vec.data.types import Cost, Example, Item, Text
 from omni2vec.train.examples import examples
