@@ -7,6 +7,11 @@ A language model that is to embed first learns it where it is at home. As in the
 mean pooling instead of the last token, one direction of the loss on text and two from there on, a temperature that is
 learned through all stages, and a learning rate of its own for each. Not as there: the instruction is not masked out of
 the mean, and the paper's two last stages (filtered hard negatives, a reranker's scores) are left to other recipes.
+
+Hardware: two CPU cores; about 200 s of training and scoring. Measured (seeds 0 and 1, docs/results/curricula.json):
+captions to pictures 64 and 73% of 150, classes 85 and 80%, regions 58 and 59% of nine, edits 39 and 36% of 870
+pictures. The same steps on all tasks at once gave 37 and 35% of the regions, and more of the paraphrases; overall the
+stages are ahead by 1 and by 3 points, which is within the intervals.
 """
 
 from typing import Literal
