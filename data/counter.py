@@ -15,6 +15,7 @@ from .types import digest
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _SMALL = 1 << 16  # up to here a permutation is sorted out and cached; above, it is computed place by place
+_SHORT = 1 << 12  # up to here as many are cached as a mixture of a thousand sources has at hand
 _ROUNDS = 6  # four make a Feistel network of good round functions a good permutation (Luby and Rackoff); two for safety
 
 
@@ -43,7 +44,7 @@ def bits(*key: int | str) -> int:
 def permuted(places: NDArray[np.int64], size: int, *key: int | str) -> NDArray[np.int64]:
     """The permutation of range(size) named by the key, at the places asked for. O(places) time and memory."""
     if size <= _SMALL:
-        return _sorted(size, bits(*key))[places]
+        return (_short if size <= _SHORT else _sorted)(size, bits(*key))[places]
     return _feistel(places, size, bits(*key))
 
 
@@ -54,8 +55,17 @@ def choose(size: int, count: int, *key: int | str) -> list[int]:
     return sorted(permuted(np.arange(count), size, *key).tolist())
 
 
+@lru_cache(maxsize=2048)
+def _short(size: int, seed: int) -> NDArray[np.int64]:
+    return _order(size, seed)
+
+
 @lru_cache(maxsize=64)
 def _sorted(size: int, seed: int) -> NDArray[np.int64]:
+    return _order(size, seed)
+
+
+def _order(size: int, seed: int) -> NDArray[np.int64]:
     noise = _mix_array(np.arange(size, dtype=np.uint64) ^ np.uint64(seed))
     order = np.argsort(noise, kind="stable").astype(np.int64)
     order.setflags(write=False)

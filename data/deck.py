@@ -24,7 +24,8 @@ Longs = NDArray[np.int64]
 @dataclass(frozen=True)
 class Deck:
     """ends (B,): running total of the rows at the end of each block. window: blocks whose rows are shuffled together.
-    members (n,): the rows, block by block, where a block is no range of rows."""
+    members (n,): the rows, cluster by cluster; then each block is a cluster, and stays whole wherever draws are counted
+    in clusters of the largest size: shorter ones end an epoch, and one an epoch is cut to fill what they leave open."""
 
     ends: Longs
     window: int = WINDOW
@@ -57,7 +58,7 @@ class Deck:
     def _within(self, places: Longs, seed: int, source: int, epoch: int) -> Longs:
         if len(self.ends) <= self.window and self.members is None:
             return permuted(places, self.size, seed, "epoch", source, epoch)
-        blocks, ends = self._layout(seed, source, epoch)
+        starts, ends = self._layout(seed, source, epoch)
         at = np.empty_like(places)
         done = 0
         while done < len(places):
@@ -68,18 +69,35 @@ class Deck:
             at[here] = low + permuted(places[here] - low, high - low, seed, "window", source, epoch, w)
             done = here.stop
         turn = np.searchsorted(ends, at, side="right")
-        block = blocks[turn]
-        before = np.concatenate(([0], self.ends))[block] - np.concatenate(([0], ends))[turn]
-        rows: Longs = at + before
+        begins = np.where(turn > 0, ends[turn - 1], 0)
+        rows: Longs = starts[turn] + at - begins
         return rows if self.members is None else self.members[rows]
 
     def _layout(self, seed: int, source: int, epoch: int) -> tuple[Longs, Longs]:
-        """The blocks in this epoch's order, and the running total of rows in that order."""
+        """Where each block of this epoch's order starts among the rows, and the running total of rows in that order."""
         key = (seed, source, epoch)
         if key not in self._layouts:
             blocks = permuted(np.arange(len(self.ends)), len(self.ends), seed, "blocks", source, epoch)
-            ends = np.diff(self.ends, prepend=0)[blocks].cumsum()
-            self._layouts[key] = (blocks, ends)
+            sizes = np.diff(self.ends, prepend=0)[blocks]
+            starts = self.ends[blocks] - sizes
+            if self.members is not None:
+                starts, sizes = _aligned(starts, sizes, epoch * self.size)
+            self._layouts[key] = (starts, sizes.cumsum())
             while len(self._layouts) > _LAYOUTS:
                 self._layouts.popitem(last=False)
         return self._layouts[key]
+
+
+def _aligned(starts: Longs, sizes: Longs, before: int) -> tuple[Longs, Longs]:
+    """Clusters in an order in which those of the largest size begin at its multiples, counted in draws; `before`: draws
+    of the epochs before. Shorter clusters come last. The first one gives its first rows to what the epoch before left
+    open, and the others at the end."""
+    whole = int(sizes.max())
+    order = np.argsort(sizes < whole, kind="stable")
+    starts, sizes = starts[order], sizes[order]
+    lead = -before % whole
+    if not lead:
+        return starts, sizes
+    cut = (np.append(starts, starts[0] + lead), np.append(sizes, whole - lead))
+    cut[1][0] = lead
+    return cut

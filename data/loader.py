@@ -90,6 +90,7 @@ class Loader(Generic[T]):
         self.order = ordered(rows, feeds, self.factors, self.setting, self.told, where)
         if stop is not None and stop > self.order.steps:
             raise DataError(f"{f'stage {stage!r}: ' if stage else ''}{dry(stop, self.order, rows, feeds)}")
+        self.order.fits(stop or 0, ranks.size)
         # By source with patterns: rows that can form none, as far as the indexes tell.
         self.without = {
             r.name: patterns.absent(getattr(r, "fields", None), f.patterns, r.name) or 0
@@ -164,7 +165,7 @@ class Loader(Generic[T]):
             yield now.plan, self._counted(now.plan, chunks) if self.ranks.size == 1 else chunks
 
     def _begin(self, step: int) -> _Step[T] | None:
-        if self.stop is not None and step >= self.stop:
+        if step >= (self.order.steps if self.stop is None else self.stop):
             return None
         self._known(step)
         return _Step(self, step)

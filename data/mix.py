@@ -18,7 +18,8 @@ from .schedules import Schedule, ends
 from .types import DataError, Limits, Source, Step, Where, digest
 from .weights import weights_of
 
-_PARTS = 1 << 16  # an adaptive share is a whole number of these: ranks and a resumed run agree to the bit
+_MOST = 10.0  # a need beyond it is one that cannot be compared: a first loss of nearly nothing
+_PARTS = 1 << 30  # an adaptive share is a whole number of these: ranks and a resumed run agree to the bit
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ class Feed:
                 raise ValueError(f"feed {self.source.name!r}: {given}, but no pattern has `target` as its target")
         if self.instructions is not None and (self.instruction, self.target_instruction) != (None, None):
             raise ValueError(f"feed {self.source.name!r}: instructions beside a fixed instruction; give one of them")
+        for name in ("positives", "sub_batch", "shots"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"feed {self.source.name!r}: {name}={getattr(self, name)!r}; expected a whole number")
+        if not isinstance(self.negatives, int | Schedule):
+            given = f"negatives={self.negatives!r}"
+            raise ValueError(f"feed {self.source.name!r}: {given}; expected a whole number or a schedule")
         if not self.epochs > 0:
             raise ValueError(f"feed {self.source.name!r}: epochs={self.epochs}; expected more than 0")
         for name, words in (("draw", get_args(Draw)), ("missing", ("raise", "skip"))):
@@ -215,8 +222,8 @@ class Adaptive:
     def __post_init__(self) -> None:
         if self.every < 2 or self.by not in ("loss", "score") or self.of.adaptive is not None:
             raise ValueError(f"{self}: expected every of 2 or more, by 'loss' or 'score', of a mix that adapts nothing")
-        if not (math.isfinite(self.strength) and 0 <= self.floor <= 1 and 0 <= self.smooth < 1):
-            raise ValueError(f"{self}: expected a finite strength, floor in [0, 1] and smooth in [0, 1)")
+        if not (abs(self.strength) <= 50 and 0 <= self.floor <= 1 and 0 <= self.smooth < 1):
+            raise ValueError(f"{self}: expected a strength within 50, floor in [0, 1] and smooth in [0, 1)")
 
     @property
     def hold(self) -> int:
@@ -230,11 +237,11 @@ class Adaptive:
         return self.of.factors(names, sizes, where)
 
     def shares(self, base: Sequence[float], need: Mapping[int, float]) -> tuple[int, ...]:
-        """Each source's share in parts of 65,536 (1 at least, where its base is positive). base: weights; need: by
+        """Each source's share in parts of 2^30 (1 at least, where its base is positive). base: weights; need: by
         source, where it was seen: the others' is the mean."""
-        total, seen = sum(base), [need[s] for s in need if base[s] > 0]
-        mean = sum(seen) / len(seen) if seen else 0.0
-        raised = [w * math.exp(self.strength * (need.get(s, mean) - mean)) for s, w in enumerate(base)]
+        total, seen = sum(base), {s: min(max(n, 0.0), _MOST) for s, n in need.items() if base[s] > 0}
+        mean = sum(seen.values()) / len(seen) if seen else 0.0
+        raised = [w * math.exp(self.strength * (seen.get(s, mean) - mean)) for s, w in enumerate(base)]
         lifted = sum(raised)
         mixed = [self.floor * w / total + (1 - self.floor) * r / lifted for w, r in zip(base, raised, strict=True)]
         return tuple(max(1, round(_PARTS * m)) if w > 0 else 0 for w, m in zip(base, mixed, strict=True))

@@ -16,10 +16,11 @@ import numpy as np
 from .clusters import grouped
 from .deck import WINDOW, Deck
 from .mix import Feed, Mix, Weighted, folder_of
-from .schedules import Phases, Ramp, at
-from .turns import Blocks, Ending, Held, Turns, checked, schedule
+from .schedules import Phases, Ramp, at, ends
+from .turns import Blocks, Held, Turns, checked, schedule
 from .types import Rows, Where
 
+_ROUND = 1e-9  # of a sub-batch: 1.1 epochs of 100 rows are 110
 _FINE = 100  # blocks of a stage whose weights are scheduled
 
 
@@ -59,8 +60,8 @@ class Order:
 
     @property
     def steps(self) -> float:
-        """Batches until the sources have ended; infinite where one goes on."""
-        return self.turns.total // self.each
+        """Whole batches until the sources have ended; infinite where one goes on."""
+        return math.floor(self.turns.total / self.each) if self.turns.total < math.inf else math.inf
 
     def rows_of(self, step: int) -> list[Address]:
         """The rows of batch `step` (from 0), sub-batch by sub-batch."""
@@ -75,6 +76,16 @@ class Order:
     def drawn(self, step: int) -> tuple[int, ...]:
         """Rows that each source has given before batch `step`."""
         return tuple(t * n for t, n in zip(self.turns.had(step * self.each), self.rows, strict=True))
+
+    def fits(self, stop: int, ranks: int) -> None:
+        """Raises ValueError unless every batch before `stop` is there, and holds a row for every rank."""
+        drawn = self.turns.had(stop * self.each)
+        fewest = min((n for n, had in zip(self.rows, drawn, strict=True) if had), default=ranks)
+        if self.each * fewest < ranks:
+            raise ValueError(
+                f"a batch may be {self.each} sub-batches of {fewest} rows, fewer rows than the {ranks} ranks; raise "
+                "sub_batch, or start fewer ranks"
+            )
 
     def forget(self, block: int) -> None:
         """Deal the blocks of a mix that adapts anew, from this one on."""
@@ -128,9 +139,15 @@ def ordered(
     decks = tuple(deck(r, f, setting.window, where) for r, f in zip(rows, feeds, strict=True))
     counts = tuple(f.sub_batch or setting.sub_batch for f in feeds)
     most = [
-        math.ceil(f.epochs * d.size / n) if f.epochs < math.inf else math.inf
+        math.ceil(f.epochs * d.size / n - _ROUND) if f.epochs < math.inf else math.inf
         for f, d, n in zip(feeds, decks, counts, strict=True)
     ]
+    for source, feed, count in zip(rows, feeds, counts, strict=True):
+        if hold > 1 and hold * count > (wanted := feed.epochs * len(source)):
+            raise ValueError(
+                f"feed {source.name!r}: a turn of {setting.mix.hold} steps is {hold * count:,} rows, more than the "
+                f"{wanted:,.0f} of epochs={feed.epochs:g}; give it more epochs, or the mix fewer steps"
+            )
     turns = _turns(feeds, factors, setting, most, each, hold or 1, told)
     return Order(decks, Held(turns, hold) if hold > 1 else turns, each, counts, setting.seed)
 
@@ -164,12 +181,15 @@ def _turns(
     adaptive = setting.mix.adaptive
     moving = any(isinstance(f.weight, Ramp | Phases) for f in feeds)
     first = weights_at(feeds, factors, 0.0)
+    for f in feeds:
+        if isinstance(f.weight, Phases) and (gap := f.weight.shortest) < 1 / _FINE - _ROUND:
+            raise ValueError(
+                f"feed {f.source.name!r}: a phase of {gap:.3g} of the stage; weights follow it by hundredths"
+            )
     for p in range(1, _FINE if moving else 1):  # so that a stage does not end at its middle
         weights_at(feeds, factors, p / _FINE)
     if adaptive is None and not moving:
-        if min(most) == math.inf:
-            return schedule(first, setting.seed)
-        return Ending(first, [math.ceil(m / hold) if m < math.inf else m for m in most], setting.seed)
+        return schedule(first, setting.seed, [math.ceil(m / hold) if m < math.inf else m for m in most])
     if adaptive is not None:
         if moving:
             raise ValueError("a mix that adapts and weights that are scheduled: the shares can follow one of them only")
@@ -179,9 +199,9 @@ def _turns(
     length = max(1, steps * each // hold)
     if adaptive is not None and length * hold != steps * each:
         raise ValueError(f"Adaptive(every={steps}): expected a multiple of the {hold // each} steps that a source has")
-    ever = [max(at(f.weight, p / _FINE) for p in range(_FINE + 1)) * x > 0 for f, x in zip(feeds, factors, strict=True)]
-    ends = [math.ceil(m / hold) if e and m < math.inf else m if e else 0.0 for m, e in zip(most, ever, strict=True)]
-    return Blocks(_shares(feeds, factors, setting, length * hold / each, told), length, ends, setting.seed)
+    ever = [max(ends(f.weight)) * x > 0 for f, x in zip(feeds, factors, strict=True)]
+    room = [math.ceil(m / hold) if e and m < math.inf else m if e else 0.0 for m, e in zip(most, ever, strict=True)]
+    return Blocks(_shares(feeds, factors, setting, length * hold / each, told), length, room, setting.seed)
 
 
 def _shares(

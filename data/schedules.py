@@ -56,6 +56,12 @@ class Phases:
         if not all(math.isfinite(value) for _, value in self.phases):
             raise ValueError(f"{self}: expected finite values")
 
+    @property
+    def shortest(self) -> float:
+        """The share of the stage that the shortest phase lasts."""
+        begins = [begin for begin, _ in self.phases]
+        return min(b - a for a, b in zip(begins, [*begins[1:], 1.0], strict=True))
+
     def at(self, progress: float) -> float:
         return next(value for begin, value in reversed(self.phases) if progress >= begin)
 

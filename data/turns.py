@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 
 from .counter import bits, permuted
 
-_CYCLE = 1024  # the longest cycle that is searched for an exact share; beyond it shares are rounded
-_LONGEST = 1 << 20
+Longs = NDArray[np.int64]
+
+_CYCLE = 1024  # the longest cycle that is searched for exact shares
+_LONG = 1 << 14  # sub-batches of a block without a short cycle: a seek counts blocks
 _ROUND = 1e-9  # of a turn: what floating-point sums may miss
 
 
@@ -49,40 +52,52 @@ class Mixture:
         return sum(self.counts)
 
     def sources(self, start: int, count: int) -> list[tuple[int, int]]:
-        had: list[int] = []
         found: list[tuple[int, int]] = []
-        deck = np.repeat(np.arange(len(self.counts)), self.counts)
-        order = deck
-        for j in range(start, start + count):
-            cycle, place = divmod(j, self.cycle)
-            if place == 0 or not had:
-                order = deck[permuted(np.arange(self.cycle), self.cycle, bits(self.seed, "mixture"), cycle)]
-                inside = np.bincount(order[:place], minlength=len(self.counts))
-                had = [cycle * c + int(n) for c, n in zip(self.counts, inside, strict=True)]
-            s = int(order[place])
-            found.append((s, had[s]))
-            had[s] += 1
+        while count:
+            cycle, place = divmod(start, self.cycle)
+            here = min(count, self.cycle - place)
+            found += _counted(self.order(cycle), place, here, self.had(start))
+            start, count = start + here, count - here
         return found
 
     def had(self, turn: int) -> list[int]:
-        cycles, rest = divmod(turn, self.cycle)
-        had = [cycles * c for c in self.counts]
-        for source, _ in self.sources(cycles * self.cycle, rest):
-            had[source] += 1
-        return had
+        cycle, place = divmod(turn, self.cycle)
+        inside = np.bincount(self.order(cycle)[:place], minlength=len(self.counts)) if place else [0] * len(self.counts)
+        return [cycle * c + int(n) for c, n in zip(self.counts, inside, strict=True)]
+
+    def order(self, cycle: int) -> Longs:
+        """(cycle,) the sources of one cycle's sub-batches."""
+        return _shuffled(self.counts, self.seed, cycle)
+
+
+@lru_cache(maxsize=16)
+def _shuffled(counts: tuple[int, ...], seed: int, block: int) -> Longs:
+    """Each source as often as it counts, in an order drawn for the block. Seen batch after batch, so kept."""
+    deck: Longs = np.repeat(np.arange(len(counts)), counts)
+    return deck[permuted(np.arange(len(deck)), len(deck), bits(seed, "mixture"), block)]
+
+
+def _counted(order: Longs, place: int, count: int, had: list[int]) -> list[tuple[int, int]]:
+    """(source, how many it had before) at the places place, ..., place + count - 1; had: before the first of them."""
+    found = []
+    for s in order[place : place + count].tolist():
+        found.append((s, had[s]))
+        had[s] += 1
+    return found
 
 
 class Ending:
-    """Fixed shares among sources that end: `most[s]` sub-batches are source s's at all. The turn at which one ends is
-    found in the cycle where it does, and from there the others share; so a seek costs a look at each end."""
+    """Fixed shares, `counts[s]` of a cycle, among sources that end: `most[s]` sub-batches are source s's at all. The
+    turn at which one ends is found in the cycle where it does, and from there the others share; so a seek costs a look
+    at each end."""
 
-    def __init__(self, weights: Sequence[float], most: Sequence[float], seed: int) -> None:
-        self.weights, self.most, self.seed = list(weights), list(most), seed
+    def __init__(self, counts: Sequence[int], most: Sequence[float], seed: int) -> None:
+        self.counts, self.most, self.seed = list(counts), list(most), seed
         self._spans: list[_Span] = []
 
     @property
     def total(self) -> float:
-        return sum(m for w, m in zip(self.weights, self.most, strict=True) if w > 0)
+        return sum(m for c, m in zip(self.counts, self.most, strict=True) if c)
 
     def sources(self, start: int, count: int) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
@@ -104,10 +119,10 @@ class Ending:
         while not self._spans or turn >= self._spans[-1].stop:
             start = int(self._spans[-1].stop) if self._spans else 0
             had = self.had(start)
-            left = [w if n < m else 0.0 for w, m, n in zip(self.weights, self.most, had, strict=True)]
+            left = tuple(c if n < m else 0 for c, m, n in zip(self.counts, self.most, had, strict=True))
             if not any(left):
                 raise ValueError(f"sub-batch {turn} of {start}: every source has ended")
-            mixture = schedule(left, bits(self.seed, "ended", len(self._spans)) if self._spans else self.seed)
+            mixture = Mixture(left, bits(self.seed, "ended", len(self._spans)) if self._spans else self.seed)
             room = [m - n for m, n in zip(self.most, had, strict=True)]
             self._spans.append(_Span(start, start + _end(mixture, room), had, mixture))
         return next(s for s in reversed(self._spans) if s.start <= turn)
@@ -128,8 +143,7 @@ def _end(mixture: Mixture, room: Sequence[float]) -> float:
     ends = [math.inf]
     for s, (cycle, rest) in last.items():
         if cycle == first:
-            order = [source for source, _ in mixture.sources(cycle * mixture.cycle, mixture.cycle)]
-            ends.append(cycle * mixture.cycle + [p for p, source in enumerate(order) if source == s][rest] + 1)
+            ends.append(cycle * mixture.cycle + int(np.flatnonzero(mixture.order(cycle) == s)[rest]) + 1)
     return min(ends)
 
 
@@ -163,15 +177,19 @@ class Blocks:
             if here <= 0:  # those that have not ended have no share by now
                 raise ValueError(f"sub-batch {start}: every source that has a share in block {block} has ended")
             had = before + np.bincount(order[:place], minlength=len(before))
-            for s in order[place : place + here].tolist():
-                found.append((s, int(had[s])))
-                had[s] += 1
+            found += _counted(order, place, here, had.tolist())
             start, count = start + here, count - here
         return found
 
     def had(self, turn: int) -> list[int]:
+        """Raises ValueError where there is no such turn, for want of a source that has a share and has not ended."""
         block, place = divmod(turn, self.length)
+        if place == 0 and block == 0:
+            return [0] * len(self.most)
+        block, place = (block, place) if place else (block - 1, self.length)
         before, order = self._dealt(block)
+        if place > len(order):
+            raise ValueError(f"sub-batch {turn - 1}: every source that has a share in block {block} has ended")
         return [int(n) for n in before + np.bincount(order[:place], minlength=len(before))]
 
     def _dealt(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -181,9 +199,8 @@ class Blocks:
             counts, owed = deal(self.shares(b), self.length, self.most - self._had[b], self._owed[b])
             self._had.append(self._had[b] + counts)
             self._owed.append(owed)
-        counts = self._had[block + 1] - self._had[block]
-        deck = np.repeat(np.arange(len(counts)), counts)
-        return self._had[block], deck[permuted(np.arange(len(deck)), len(deck), bits(self.seed, "mixture"), block)]
+        dealt = self._had[block + 1] - self._had[block]
+        return self._had[block], _shuffled(tuple(dealt.tolist()), self.seed, block)
 
 
 @dataclass(frozen=True)
@@ -251,24 +268,29 @@ def _within(counts: NDArray[np.int64], length: int) -> NDArray[np.int64]:
     return cut
 
 
-def schedule(weights: Sequence[float], seed: int) -> Mixture:
-    """The Mixture of the shares weights / sum(weights): in the shortest cycle that is exact, else by largest remainder
-    in one long enough to give the smallest share 16 turns (a share under 1/65,536 is refused). A weight of 0 is never
-    drawn."""
+def schedule(weights: Sequence[float], seed: int, most: Sequence[float] = ()) -> Turns:
+    """Turns by the shares weights / sum(weights). Where a cycle of at most 1,024 sub-batches meets them, every cycle
+    does; else they are met to about one turn at the end of every block. most: sub-batches of each source at all, where
+    it ends. A weight of 0 is never drawn."""
     shares = checked(weights)
+    most = list(most) or [math.inf] * len(shares)
+    ends = min(most) < math.inf
+    if counts := short_cycle(shares):
+        return Ending(counts, most, seed) if ends else Mixture(counts, seed)
+    open_ = [m if w > 0 else 0.0 for m, w in zip(most, shares, strict=True)]
+    fixed = shares.tolist()
+    return Blocks(lambda block: fixed, _CYCLE if ends else _LONG, open_, seed)
+
+
+def short_cycle(weights: Sequence[float] | NDArray[np.float64]) -> tuple[int, ...]:
+    """Each source's turns in the shortest cycle that meets the shares exactly; () where none is short."""
+    shares = np.asarray(weights, dtype=np.float64)
     shares = shares / shares.sum()
     for cycle in range(1, _CYCLE + 1):
         turns = shares * cycle
         if np.abs(turns - turns.round()).max() < 1e-9 * cycle and (turns.round() > 0)[shares > 0].all():
-            return Mixture(tuple(int(t) for t in turns.round()), seed)
-    smallest = shares[shares > 0].min()
-    cycle = max(_CYCLE, int(np.ceil(16 / smallest)))
-    if cycle > _LONGEST:
-        raise ValueError(
-            f"weights {list(weights)}: the smallest share is {smallest:.2g}, less than {16 / _LONGEST:.2g}; "
-            "raise it or leave that source out"
-        )
-    return Mixture(tuple(apportion(shares, cycle)), seed)
+            return tuple(int(t) for t in turns.round())
+    return ()
 
 
 def checked(weights: Sequence[float]) -> NDArray[np.float64]:
@@ -277,12 +299,3 @@ def checked(weights: Sequence[float]) -> NDArray[np.float64]:
     if not len(shares) or not np.isfinite(shares).all() or (shares < 0).any() or not shares.sum() > 0:
         raise ValueError(f"weights {list(weights)}: expected finite numbers, none negative and one positive at least")
     return shares
-
-
-def apportion(shares: Sequence[float] | np.ndarray, total: int) -> list[int]:
-    """Whole numbers that sum to total, nearest to shares (which sum to 1): the method of largest remainder."""
-    exact = np.asarray(shares, dtype=np.float64) * total
-    whole = np.floor(exact).astype(np.int64)
-    for s in np.argsort(whole - exact, kind="stable")[: total - int(whole.sum())]:
-        whole[s] += 1
-    return [int(w) for w in whole]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from .health import Checkup
 from .loss import Bound
 from .monitor import Wandb
 from .objectives.infonce import InfoNCE
-from .objectives.types import Objective
+from .objectives.types import Contrastive, Objective
 from .optim import AdamW
 from .resume import State
 from .step import Memory
@@ -118,11 +119,29 @@ class Stage:
         unused = set(self.objectives) - {f.objective for f in self.feeds}
         if unused:
             raise ValueError(f"stage {self.name!r}: no source goes to objective {sorted(unused)[0]!r}")
+        self._check_mix()
         if not self.feeds or self.steps < 1 or self.batch < 1:
             given = f"feeds={len(self.feeds)}, steps={self.steps}, batch={self.batch}"
             raise ValueError(f"stage {self.name!r}: {given}; expected 1 or more of each")
         if self.take == "best" and self.validate is None:
             raise ValueError(f"stage {self.name!r}: take='best' needs validate=Validate(...)")
+
+    def _check_mix(self) -> None:
+        """That a mix which adapts has something to go by."""
+        adaptive = self.mix.adaptive
+        if adaptive is None:
+            return
+        if adaptive.by == "score" and self.validate is None:
+            raise ValueError(f"stage {self.name!r}: shares by 'score' need validate=Validate(...)")
+        if adaptive.by == "score" and self.validate is not None:
+            scored, fed = {s.name for s in self.validate.data}, [f.source.name for f in self.feeds]
+            if not scored & set(fed):
+                given = f"{', '.join(sorted(scored))} are scored and {', '.join(fed)} are fed"
+                raise ValueError(
+                    f"stage {self.name!r}: shares by 'score': {given}; expected equal names (Shards(name=))"
+                )
+        if adaptive.by == "loss" and not any(isinstance(o, Contrastive) for os in self.objectives.values() for o in os):
+            raise ValueError(f"stage {self.name!r}: shares by 'loss' need a contrastive objective; take by='score'")
 
     def _check_values(self) -> None:
         """A word that is none of the field's would be taken for its last; a number out of range, for what it is not."""
@@ -146,7 +165,8 @@ class Stage:
         ):
             if not number >= least:
                 raise ValueError(f"stage {self.name!r}: {name}={number!r}; expected {least} or more")
-        if self.temperature is not None and (self.scale is not None or min(ends(self.temperature)) <= 0):
+        warm = self.temperature is None or all(0 < t < math.inf for t in ends(self.temperature))
+        if not warm or (self.temperature is not None and self.scale is not None):
             given = f"temperature={self.temperature!r}, scale={self.scale!r}"
             raise ValueError(f"stage {self.name!r}: {given}; expected a temperature above 0, and then no scale")
         if empty := [name for name, objectives in self.objectives.items() if not objectives]:

@@ -74,6 +74,21 @@ def test_clusters_stay_together_whatever_rows_they_hold() -> None:
     assert groups != [frozenset(again[i : i + 8]) for i in range(0, 96, 8)]
 
 
+@pytest.mark.parametrize(("rows", "size"), [(1000, 32), (97, 8), (64, 8), (5, 8)])
+def test_clusters_are_drawn_whole_in_every_epoch_but_for_one(rows: int, size: int) -> None:
+    members = np.random.default_rng(1).permutation(rows)
+    ends = np.minimum(np.arange(1, -(-rows // size) + 1) * size, rows)
+    cluster = np.empty(rows, dtype=int)
+    cluster[members] = np.arange(rows) // size
+    deck, epochs = Deck(ends, 1, members), 7
+    run = deck.rows(0, epochs * rows, seed=0, source=0)
+    assert all(sorted(run[e * rows : (e + 1) * rows]) == list(range(rows)) for e in range(epochs))
+    slots = [run[i : i + size] for i in range(0, len(run) - size + 1, size)]
+    mixed = sum(len(set(cluster[s])) > 1 for s in slots)
+    assert mixed <= 2 * epochs if rows % size else mixed == 0
+    assert deck.rows(3 * rows + 5, rows, seed=0, source=0) == run[3 * rows + 5 : 4 * rows + 5]
+
+
 def test_a_thousand_million_rows_cost_the_memory_of_their_shards() -> None:
     tracemalloc.start()
     deck = Deck(np.arange(1, 100_001) * 10_000)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 from omni2vec.data.loader import Loader
 from omni2vec.data.mix import Adaptive, BySize, Feed, Mix, Specialised
+from omni2vec.data.ranks import Ranks
 from omni2vec.data.schedules import Phases, Ramp
 from omni2vec.data.types import DataError, Limits
 
@@ -88,17 +89,53 @@ def test_a_stage_that_is_longer_than_its_sources_is_refused_with_what_they_have(
         loader([Feed(B, epochs=1), Feed(C, epochs=2)], stop=20)
 
 
+def test_a_stage_whose_shares_lead_to_sources_that_have_ended_is_refused_at_its_start() -> None:
+    feeds = [Feed(A, Phases(((0.0, 1.0), (0.5, 0.0)))), Feed(B, Phases(((0.0, 0.0), (0.5, 1.0))), epochs=1)]
+    with pytest.raises(ValueError, match=r"every source that has a share in block \d+ has ended"):
+        loader(feeds, steps=200, stop=200)
+
+
+def test_epochs_are_counted_in_whole_sub_batches_without_rounding_up_a_rounding() -> None:
+    made = loader([Feed(B, epochs=1.1)], batch=10, sub_batch=10)
+    assert made.order.steps == 11
+    assert loader([Feed(B)]).order.steps == math.inf
+
+
+def test_a_source_that_ends_gives_all_its_batches() -> None:
+    with loader([Feed(B, epochs=1)], batch=10, sub_batch=10) as made:
+        assert sum(len(plan.keys) for plan, chunks in made if list(chunks)) == 100
+
+
+def test_a_source_smaller_than_the_turn_that_it_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="'c': a turn of 100 steps is 800 rows, more than the 10 of epochs=1"):
+        loader([Feed(A), Feed(C, epochs=1)], Specialised(100))
+
+
+def test_batches_smaller_than_the_ranks_are_refused_at_the_start() -> None:
+    feeds, eight = [Feed(A), Feed(B, sub_batch=2)], Ranks(0, 8, lambda m: [m] * 8)
+    with pytest.raises(ValueError, match="1 sub-batches of 2 rows, fewer rows than the 8 ranks"):
+        loader(feeds, sub_batch=8, stop=4, ranks=eight)
+
+
+def test_a_need_without_measure_ends_nothing() -> None:
+    shares = Adaptive().shares((1.0, 1.0, 0.0), {0: 1e6, 1: 0.5, 2: 1e9})
+    assert shares[0] > shares[1] > 0 == shares[2]
+    assert Adaptive(floor=0.25).shares((1.0, 1e6), {0: 1.0, 1: 1.0}) == pytest.approx(
+        (1074, (1 << 30) - 1074), rel=1e-3
+    )
+
+
 def test_a_mix_that_adapts_shifts_to_what_has_learned_least_and_leaves_each_its_floor() -> None:
     mix = Adaptive(strength=3.0, floor=0.2)
     shares = mix.shares((1.0, 1.0, 2.0), {0: 1.0, 1: 0.5, 2: 0.75})
-    assert sum(shares) == pytest.approx(1 << 16, abs=3)
+    assert sum(shares) == pytest.approx(1 << 30, abs=3)
     part = [s / sum(shares) for s in shares]
     raised = [math.exp(3 * 0.25), math.exp(-3 * 0.25), 2.0]
     wanted = [0.2 * b + 0.8 * r / sum(raised) for b, r in zip((0.25, 0.25, 0.5), raised, strict=True)]
     assert part == pytest.approx(wanted, abs=1e-4)
-    assert mix.shares((1.0, 1.0), {0: 0.7}) == (1 << 15, 1 << 15)  # what was not seen is as the others
+    assert mix.shares((1.0, 1.0), {0: 0.7}) == (1 << 29, 1 << 29)  # what was not seen is as the others
     assert mix.shares((1.0, 0.0), {0: 0.7, 1: 3.0})[1] == 0
-    assert Adaptive(floor=1.0).shares((1.0, 3.0), {0: 9.0, 1: 0.0}) == (1 << 14, 3 << 14)
+    assert Adaptive(floor=1.0).shares((1.0, 3.0), {0: 9.0, 1: 0.0}) == (1 << 28, 3 << 28)
 
 
 def test_what_was_told_deals_the_next_block_and_leaves_those_before() -> None:
@@ -129,6 +166,9 @@ def test_a_batch_whose_shares_were_not_told_is_never_begun() -> None:
         (lambda: Adaptive(floor=1.5), "floor"),
         (lambda: loader([Feed(A), Feed(B)], Adaptive(every=3, of=Specialised(2))), "multiple of the 2 steps"),
         (lambda: loader([Feed(A, Ramp(1, 2)), Feed(B)], Adaptive()), "one of"),
+        (lambda: loader([Feed(A, Phases(((0.0, 1.0), (0.5, 9.0), (0.502, 1.0)))), Feed(B)], steps=99), "hundredths"),
+        (lambda: Feed(A, sub_batch=1.5), "sub_batch=1.5; expected a whole number"),  # type: ignore[arg-type]
+        (lambda: Feed(A, negatives=0.5), "negatives=0.5; expected a whole number or a schedule"),  # type: ignore[arg-type]
     ],
 )
 def test_a_wrong_mix_is_refused(mix: object, words: str) -> None:

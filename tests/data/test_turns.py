@@ -32,7 +32,7 @@ def _ramp(block: int) -> tuple[float, ...]:
 CASES = {
     "cycles": lambda: schedule((1, 2, 0.5), 3),
     "ramp": lambda: Blocks(_ramp, 11, (INF, INF, INF), 3),
-    "ending": lambda: Ending((1, 2, 0.5), (INF, 40, 3), 3),
+    "ending": lambda: Ending((2, 4, 1), (INF, 40, 3), 3),
     "ends": lambda: Blocks(lambda b: (1, 2, 0.5), 7, (INF, 40, 3), 3),
     "held": lambda: Held(schedule((1, 2, 0.5), 3), 5),
     "held ramp": lambda: Held(Blocks(_ramp, 4, (INF, INF, INF), 3), 5),
@@ -80,7 +80,7 @@ def test_a_source_keeps_its_pace_until_it_ends() -> None:
 
 
 def test_sources_that_all_end_say_so() -> None:
-    turns = Ending((1, 2, 0.5), (30, 7, 5), 0)
+    turns = Ending((2, 4, 1), (30, 7, 5), 0)
     assert turns.total == 42
     assert Counter(s for s, _ in turns.sources(0, 42)) == {0: 30, 1: 7, 2: 5}
     with pytest.raises(ValueError, match="every source has ended"):
