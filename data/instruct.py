@@ -75,17 +75,20 @@ def prompts(example: Example, group: int, shots: Sequence[Example] = ()) -> tupl
     return (query, *targets)
 
 
+_TRIED = 16  # rows a demonstration: of rows half of which do not fit, one search in 65,000 finds none
+
+
 def demonstrations(size: int, row: int, count: int, seed: int, source: int, draw: int) -> Iterator[int]:
     """Rows of a source of `size` rows to demonstrate row `row` with: in random order, each once, never itself.
 
-    As many are named as may be needed to find `count` that `fits`: all of a source up to 64 rows a demonstration, and
-    64 of a larger one, so that a source of nothing but twins costs a bounded number of reads. O(rows taken) time and
-    memory. Pure in its arguments.
+    As many are named as may be needed to find `count` that `fits`: 16 a demonstration, or all of a smaller source, so
+    that a source of nothing but twins costs a bounded number of reads. O(rows taken) time and memory. Pure in its
+    arguments.
     """
     others = size - 1
     key = bits(seed, "shots", source, row, draw)
     moved: dict[int, int] = {}  # Fisher-Yates over 0, 1, ..., of which only the moved places are kept
-    for i in range(min(others, 64 * count)):
+    for i in range(min(others, _TRIED * count)):
         j = i + bits(key, i) % (others - i)
         picked = moved.get(j, j)
         moved[j] = moved.get(i, i)
@@ -96,13 +99,16 @@ def fits(example: Example, shot: Example) -> bool:
     """Whether `shot` may stand in front of the example's query: it is another row, of another query, and gives nothing
     of the example's own answer away.
 
-    So no right answer of the example is shown, and none of its Items on the other side either. But where many rows
-    share an answer (a class, "yes"), whether it is shown must not depend on the example: were a row's own class never
-    among its demonstrations, then of two classes it would always be the other one. There, answers are not compared.
+    So no right answer of the example is shown, embedded or generated, and none of its Items on the other side either.
+    But where many rows share an answer (a class, "yes"), whether it is shown must not depend on the example: were a
+    row's own class never among its demonstrations, then of two classes it would always be the other one. There, answers
+    are not compared.
     """
     if _row(example) == _row(shot) or example.query.id == shot.query.id:
         return False
-    right, shown = _right(example), _right(shot)
+    right, shown = _right(example), _right(shot) | {_shown(shot).id}
+    if example.answer:  # to be generated: a demonstration without positives shows its own
+        right.add(Item.text(example.answer).id)
     if example.query.id in shown or shot.query.id in right:
         return False
     shared = bool(example.label) or example.task in _CLOSED

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Longs = NDArray[np.int64]
+_MOST = 2**31 - 1  # METIS is built with 32-bit numbers
 
 
 def needs_metis() -> None:
@@ -18,7 +19,13 @@ def needs_metis() -> None:
 
 def metis(ends: Longs, neighbours: Longs, parts: int, seed: int) -> Longs:
     """(n,) the part of each row, in 0 ... parts - 1; sizes are about equal, some may be empty. The graph as
-    neighbours.adjacency gives it. The same for the same seed and the same build of METIS (Karypis and Kumar, 1998)."""
+    neighbours.adjacency gives it. The same for the same seed and the same build of METIS (Karypis and Kumar, 1998).
+    Raises ValueError for a graph of more rows or edges than METIS can number."""
+    if max(len(ends), len(neighbours)) > _MOST:
+        raise ValueError(
+            f"a graph of {len(ends):,} rows and {len(neighbours):,} neighbours of all rows together; METIS numbers "
+            f"{_MOST:,} of each at most: lower Cluster(neighbours), or cluster fewer rows (Take, or a part at a time)"
+        )
     import pymetis
 
     options = pymetis.Options()

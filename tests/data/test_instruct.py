@@ -200,7 +200,7 @@ def test_every_other_row_demonstrates_about_as_often_in_every_place() -> None:
 def test_demonstrations_of_a_huge_source_cost_what_is_taken() -> None:
     size = 10**12
     rows = list(demonstrations(size, 17, 2, seed=1, source=0, draw=0))
-    assert len(rows) == len(set(rows)) == 128  # 64 a demonstration, then the search ends
+    assert len(rows) == len(set(rows)) == 32  # 16 a demonstration, then the search ends
     assert all(0 <= r < size and r != 17 for r in rows)
     assert list(demonstrations(size, 17, 0, seed=1, source=0, draw=0)) == []
 
@@ -215,6 +215,19 @@ def test_what_shows_the_sample_or_its_answer_does_not_fit() -> None:
     assert not fits(ROW, replace(other, known=("elsewhere",)))
     assert not fits(ROW, replace(other, query=ROW.positives[0]))
     assert not fits(ROW, replace(other, positives=(ROW.query,)))
+
+
+def test_an_answer_to_generate_is_not_shown_where_a_demonstration_generates_the_same() -> None:
+    alone = replace(ROW, positives=(), negatives=(), scores={}, known=())
+    other = replace(alone, key="toys/0/2", query=Item.text("else"))
+    assert alone.answer == other.answer == "yes"
+    assert not fits(alone, other)
+    assert not fits(ROW, other)  # its positives are embedded, and "yes" is generated
+    assert not fits(alone, replace(other, answer="", positives=(Item.text("yes"),)))
+    assert fits(alone, replace(other, answer="no"))
+    assert fits(alone, replace(other, positives=(Item.text("elsewise"),)))  # which is shown in place of its answer
+    assert fits(replace(alone, task="vqa"), replace(other, task="vqa"))
+    assert not fits(alone, replace(other, query=Item.text("yes"), answer="no"))
 
 
 @pytest.mark.parametrize("shared", [{"task": "classification"}, {"task": "vqa"}, {"task": "retrieval", "label": "x"}])

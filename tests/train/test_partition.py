@@ -20,6 +20,13 @@ def test_sizes_are_exact_but_for_the_last_and_no_row_is_lost(n, size):
         assert moved <= n - size
 
 
+@pytest.mark.parametrize(("rows", "linked"), [(2**31, 10), (10, 2**31)])
+def test_a_graph_of_more_than_metis_can_number_is_refused_with_what_to_do(rows, linked):
+    one = np.zeros(1, np.int64)
+    with pytest.raises(ValueError, match=r"2,147,483,648 .*2,147,483,647 of each at most: lower Cluster\(neighbours\)"):
+        metis(np.broadcast_to(one, rows), np.broadcast_to(one, linked), 2, 0)
+
+
 def test_right_sizes_move_no_row():
     part = permuted(np.arange(40), 40, "parts") // 8
     ends, linked = adjacency(np.array([[0, 1]]), 40)
