@@ -16,6 +16,7 @@ from itertools import combinations, product
 from math import isfinite
 from typing import Literal, NamedTuple
 
+from .absent import absent as absent
 from .counter import bits, choose
 from .types import Audio, DataError, Events, Example, Image, Item, Part, Text, Video, digest
 
@@ -26,7 +27,6 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 OWN = ("query", "target")  # fields that every row with a query and positives has; no named field is called so
 
 _DROPPED = 6  # target fields that may be dropped: 2^6 targets are right for every view of the row
-_SHOWN = 6  # combinations of fields that an error lists
 _IDS = 1 << 16  # identities of single kinds of a mixed field that a process remembers
 
 
@@ -150,9 +150,16 @@ def views(example: Example, patterns: Sequence[Pattern], how: Draw, seed: int, d
     return (able[-1],)
 
 
-def formed(example: Example, patterns: Sequence[Pattern], index: int, seed: int, draw: int) -> Example:
+def formed(
+    example: Example,
+    patterns: Sequence[Pattern],
+    index: int,
+    seed: int,
+    draw: int,
+    known: Sequence[str] | None = None,
+) -> Example:
     """The row seen in patterns[index]: the parts of its query's fields, in their order, as the query; those of its
-    target's as the one positive. Pure in its arguments.
+    target's as the one positive. known: `right(example, patterns)`, where it has been found. Pure in its arguments.
 
     key: the row's, "#" and the form. An Item of one field keeps that field's id; one of several is the same as any of
     the same fields in the same order. `known`: every positive of the row, its query, its fields, and whatever the
@@ -182,7 +189,7 @@ def formed(example: Example, patterns: Sequence[Pattern], index: int, seed: int,
         query=side(query),
         positives=(side(target),),
         negatives=example.negatives if pattern.to_target else (),
-        known=tuple(dict.fromkeys(_right(example, patterns))),
+        known=right(example, patterns) if known is None else tuple(known),
         instruction=example.instruction if pattern.instruction is None else pattern.instruction,
         target_instruction=(
             example.target_instruction if pattern.target_instruction is None else pattern.target_instruction
@@ -203,30 +210,6 @@ def lacking(example: Example, patterns: Sequence[Pattern]) -> str:
         has.append(f"target ({_kinds(example.positives)})")
     forms = ", ".join(repr(p.form) for p in patterns if p.weight or len(patterns) == 1)
     return f"{example.key}: cannot form {forms}; its fields are {', '.join(has) or 'none'}"
-
-
-def absent(fields: Mapping[str, int] | None, patterns: Sequence[Pattern], source: str) -> int | None:
-    """How many rows can form none, from the counts of rows by combination of fields ("image+title": 900); None where
-    these are not known. Raises DataError for a pattern that no row can form. A combination tells nothing of kinds, so
-    `query.image` counts as there wherever `query` is: a row may still lack it when it is read."""
-    if not fields or not patterns:
-        return None
-    rows = [(set(names.split("+")), count) for names, count in fields.items()]
-    used = [p for p in patterns if p.weight > 0]
-
-    def forms(has: set[str], pattern: Pattern) -> bool:
-        return {f.whole for f in pattern.needed} <= has
-
-    for pattern in used:
-        if not any(forms(has, pattern) for has, _ in rows):
-            most = sorted(fields.items(), key=lambda x: (-x[1], x[0]))
-            listed = ", ".join(f"{names} ({count:,} row{'s' if count > 1 else ''})" for names, count in most[:_SHOWN])
-            more = f" and {len(most) - _SHOWN} more combinations" if len(most) > _SHOWN else ""
-            raise DataError(
-                f"source {source!r}: no row can form {pattern.form!r}; its fields come as {listed}{more}: "
-                "correct the form, or leave the pattern out"
-            )
-    return sum(count for has, count in rows if not any(forms(has, p) for p in used))
 
 
 def _able(example: Example, pattern: Pattern) -> Sequence[int]:
@@ -278,8 +261,13 @@ def _joined(items: Sequence[Item]) -> Item:
     return Item(tuple(p for item in items for p in item.parts), digest("joined", *(_id(item) for item in items)))
 
 
+def right(example: Example, patterns: Sequence[Pattern]) -> tuple[str, ...]:
+    """The ids of all that is right for any view of this row, each once: up to 64 for a pattern of six droppable fields,
+    so found once for all views of a row."""
+    return tuple(dict.fromkeys(_right(example, patterns)))
+
+
 def _right(example: Example, patterns: Sequence[Pattern]) -> Iterator[str]:
-    """The ids of all that is right for a view of this row."""
     yield from (item.id for item in example.positives)
     yield from example.known
     yield from (item.id for item in (example.query, *example.fields.values()) if item.parts)
