@@ -36,10 +36,10 @@ def stage(folder: Path, variant: str) -> Stage:
     )
     # Both sources' shares follow their losses, the temperature the stage's progress.
     feeds = (Feed(Take(rows, 10, name="few"), negatives=Ramp(0, 1)), Feed(Rest(rows, 10, name="rest"), 2.0))
-    mix, temperature = Adaptive(every=2, strength=9.0, smooth=0.0), Ramp(0.1, 0.02)
+    mix, temperature = Adaptive(every=4, strength=9.0, smooth=0.0), Ramp(0.1, 0.02)
     adaptive = replace(made, feeds=feeds, mix=mix, batch=12, sub_batch=2, temperature=temperature)
     if variant == "adaptive":
-        return replace(adaptive, save_every=2)
+        return adaptive
     if variant == "lora":
         return replace(made, lora=Lora(rank=4, dropout=0.2))
     if variant.startswith("elastic"):  # a large eps, so that rounding stays rounding; batches of uneven chunks
