@@ -20,7 +20,7 @@ from .crew import Crew, Inline, Later, Pool
 from .deck import WINDOW
 from .mix import Feed, Mix, Weighted
 from .order import Setting, dry, ordered
-from .planned import Plan, planned
+from .planned import Plan, checked, planned
 from .ranks import ALONE, Ranks
 from .types import DataError, Example, Limits, Rows, Where
 from .wire import pack, unpack
@@ -42,7 +42,8 @@ class Skipped:
 
 
 class Loader(Generic[T]):
-    """Iterating gives (Plan, chunks) of the steps start, start + 1, ... in order; `stop` None goes on for ever.
+    """Iterating gives (Plan, chunks) of the steps start, start + 1, ... in order; `stop` None goes on for ever. A plan
+    all of whose rows were left out is empty, and has no chunk; 100 of them in a row are a DataError.
 
     rows, feeds: one each a source. batch, sub_batch: rows a step and rows of one source together. budget: tokens a
     chunk. workers: processes (0: none). prefetch: chunks held ready at most. pin: page-locked memory, for CUDA.
@@ -155,11 +156,12 @@ class Loader(Generic[T]):
         return self._take(_Step(self, plan.step, plan), None)
 
     def __iter__(self) -> Iterator[tuple[Plan, Iterator[T]]]:
-        step = self.start
+        step, empty = self.start, list[Plan]()
         then = self._begin(step)
         while then is not None:
             now, step = then, step + 1
             self._skip(now.plan.bad)
+            empty = checked(now.plan, empty, self.names, self.stage)
             then = self._begin(step)
             chunks = self._take(now, then)
             yield now.plan, self._counted(now.plan, chunks) if self.ranks.size == 1 else chunks
