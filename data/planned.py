@@ -103,13 +103,15 @@ def _empty(step: int, bad: tuple[Bad, ...], ranks: int, too_few: tuple[str, ...]
     return Plan(step, (), (), Relation.of([], ()), (), (), (), (), bad, of_ranks, too_few)
 
 
-def first_filled(plan: Callable[[int], Plan], names: Sequence[str], start: int, stop: int, stage: str = "") -> Plan:
-    """The first of the plans start, start + 1, ... before `stop` that is not empty. Raises DataError where there is
-    none among the first 100."""
+def first_filled(
+    plan: Callable[[int], Plan], names: Sequence[str], start: int, stop: int, stage: str = "", ranks: int = 1
+) -> Plan:
+    """The first of the plans start, start + 1, ... before `stop` that is not empty, nor would be on `ranks` ranks.
+    Raises DataError where there is none among the first 100."""
     found = []
     for step in range(start, min(stop, start + EMPTY)):
         found.append(plan(step))
-        if found[-1].keys:
+        if found[-1].keys and (not found[-1].bad or len(found[-1].costs) >= ranks):
             return found[-1]
     raise DataError(_all_empty(found, names, stage))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.loader import Loader
-from ..data.planned import Plan
-from ..data.types import Where
+from ..data.planned import EMPTY, Plan, first_filled
+from ..data.types import DataError, Where
 from ..model.embedder import Embedder
 from ..model.flops import counter as rows_counter
 from ..model.types import Inputs
@@ -54,7 +54,8 @@ def _measured(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State
     """Tokens a chunk, and what kept graphs may take, from the bytes that the first batch's longest rows are seen to
     keep. Equal on all ranks: what the poorest of them can afford. fewer: tokens to measure at most; 0: no such wish."""
     device, fixed, ranks = engine.device, stage.chunk_tokens, engine.group.size
-    longest = max(c.tokens for c in loader.plan(0).costs)
+    first = first_filled(loader.plan, loader.names, 0, stage.steps, stage.name)
+    longest = max(c.tokens for c in first.costs)
     tokens = int(fixed) if fixed != "auto" else max(CAP.get(device.type, 4096), longest)
     whole = fixed == "auto" or stage.memory in ("auto", "all")
     # Twice the longest item is enough to tell, but for what is held once a chunk: there the chunk itself.
@@ -63,7 +64,7 @@ def _measured(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State
 
     def chunk(count: int) -> Inputs:
         loader.budget = count
-        return loader.again(loader.plan(0), 0)
+        return loader.again(loader.plan(first.step), 0)
 
     found = footprint(engine, chunk, seen, longest, whole, stage.name)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
@@ -99,12 +100,18 @@ def memories(state: State, plan: Plan, engine: Engine) -> tuple[Memory, ...]:
 def _probed(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State) -> State:
     """The state with which the chunks of the next step go through on every rank: first fewer graphs are kept between
     the passes, then the chunk budget is halved."""
-    longest = max(c.tokens for c in loader.plan(state.step).costs)
+    try:
+        first = first_filled(loader.plan, loader.names, state.step, stage.steps, stage.name)
+    except DataError:
+        if stage.steps - state.step >= EMPTY:
+            raise
+        return state  # a stage that ends in empty batches has nothing to run
+    longest = max(c.tokens for c in first.costs)
     more = _coming(stage, engine, state)
 
     def offers(tokens: int) -> Iterator[tuple[State, list[Trial]]]:
         loader.budget = tokens
-        plan = loader.plan(state.step)
+        plan = loader.plan(first.step)
         before = set()
         for offered in demoted(state, tokens <= longest):
             plans = memories(offered, plan, engine)

@@ -132,9 +132,9 @@ class _Training:
         bounds, state, engine = self.stage.bounds(), self.state, self.engine
         for plan, chunks in self.watched():
             torch.manual_seed(bits(self.stage.seed, "step", plan.step, self.group.rank))
-            done, updated = self.step(plan, chunks, bounds)
+            done, updated = self.step(plan, chunks, bounds) if plan.keys else self.nothing(plan)
             state.step = plan.step + 1
-            state.skipped_steps += not updated.applied
+            state.skipped_steps += not updated.applied and bool(plan.keys)
             state.loss_scale = (engine.loss_scale.value, engine.loss_scale.good)
             if self.group.size > 1:
                 self.loader.failed(plan, done.failed)
@@ -142,9 +142,12 @@ class _Training:
             state.skipped_sources, state.skipped_keys = dict(skipped.sources), list(skipped.keys)
             state.lacking = dict(skipped.lacking)
             self.journal.log(plan, done, updated)
-            if not updated.applied:
-                self.journal.say("step skipped", blame(done.vectors, done.losses, plan).event(), plan.step)
-            self.patience.note(plan.step, updated.applied)
+            if not plan.keys:
+                self.journal.say("empty batch", plan.why(self.loader.names), plan.step)
+            else:
+                if not updated.applied:
+                    self.journal.say("step skipped", blame(done.vectors, done.losses, plan).event(), plan.step)
+                self.patience.note(plan.step, updated.applied)
             if self.after(plan, done):
                 break
         self.saver.save(state, background=False)
@@ -173,6 +176,15 @@ class _Training:
             return done, Updated(float("nan"), stage.optimizer.lr_at(plan.step, stage.steps), False)
         with self.section("update"):
             return done, engine.update(plan.step, stage.steps)
+
+    def nothing(self, plan: Plan) -> tuple[Done, Updated]:
+        """A step of which no row is left, on every rank: weights and moments stay as they are, and time goes on."""
+        self.first += plan.step == self.first
+        none, nan = torch.zeros(0, 1), float("nan")
+        return (
+            Done(none, torch.full((1,), nan), loss=nan, finite=False),
+            Updated(nan, self.stage.optimizer.lr_at(plan.step, self.stage.steps), False),
+        )
 
     def shrink(self, plan: Plan, why: str) -> None:
         """Save the weights as they were before this step, and begin again with it, in smaller chunks."""

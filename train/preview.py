@@ -10,7 +10,7 @@ from ..data import chunks
 from ..data.chunks import Chunk
 from ..data.counter import choose
 from ..data.loader import Loader
-from ..data.planned import Plan
+from ..data.planned import Plan, first_filled
 from ..data.types import Where
 from ..model.embedder import Embedder
 from ..model.types import Inputs
@@ -34,6 +34,10 @@ def preview(stage: Stage, step: int, where: Where) -> Iterator[str]:
         plan = loader.plan(step)
         counts = [sum(s == i for s in plan.sources) for i in range(len(loader.names))]
         drawn = ", ".join(f"{n} {c}" for n, c in zip(loader.names, counts, strict=True) if c)
+        if not plan.keys:
+            told = "; ".join(f"{k} {v}" for k, v in plan.why(loader.names).items())
+            yield f"stage {stage.name}, batch {step}: no row is left, the step does nothing; {told}"
+            return
         yield f"stage {stage.name}, batch {step}: {len(plan.keys)} rows ({drawn})"
         docs = len(plan.costs) - len(plan.keys)
         yield f"{docs} documents, {plan.tokens:,} tokens, {sum(c.labels for c in plan.costs)} next-token labels"
@@ -105,12 +109,12 @@ def estimates(stage: Stage, where: Where, ranks: int = 1) -> Mapping[str, str]:
     cast(embedder, stage.precision)
     fixed = stage.chunk_tokens if stage.chunk_tokens != "auto" else 0
     with stage.loader(embedder, where, 1 << 40) as loader:
-        first = loader.plan(0)
+        first = first_filled(loader.plan, loader.names, 0, stage.steps, stage.name, ranks)
         loader.budget = max(fixed or CAP.get(embedder.device.type, CAP["cpu"]), max(c.tokens for c in first.costs))
         cut = chunks.plan(first.costs, loader.budget, ranks, stage=stage.name)
         more = choose(stage.steps - 1, min(_STEPS, _ROWS // stage.batch), stage.seed, "estimates")
-        tokens = [first.tokens, *(loader.plan(1 + step).tokens for step in more)]
-        flops = _flops(loader, arithmetic) if arithmetic is not None else 0.0
+        tokens = [first.tokens, *(loader.plan(1 + step).tokens for step in more if 1 + step != first.step)]
+        flops = _flops(loader, first.step, arithmetic) if arithmetic is not None else 0.0
         streams = _streams(loader, stage)
     about = "about " if len(tokens) < stage.steps else ""
     return {
@@ -141,9 +145,9 @@ def _streams(loader: Loader[Inputs], stage: Stage) -> dict[str, str]:
     return found
 
 
-def _flops(loader: Loader[Inputs], arithmetic: Callable[[Inputs], float]) -> float:
-    """Of the first step, from a few of its chunks, which are sorted: evenly spaced ones, by their tokens."""
-    first = loader.plan(0)
+def _flops(loader: Loader[Inputs], step: int, arithmetic: Callable[[Inputs], float]) -> float:
+    """Of a step, from a few of its chunks, which are sorted: evenly spaced ones, by their tokens."""
+    first = loader.plan(step)
     some = sorted({i * (len(first.chunks) - 1) // 3 for i in range(4)})
     counted = sum(first.chunks[i].tokens for i in some)
     return sum(arithmetic(loader.again(first, i)) for i in some) / counted * first.tokens

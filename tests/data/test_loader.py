@@ -224,9 +224,23 @@ def test_more_bad_rows_than_allowed_end_the_run_with_their_keys() -> None:
         _seen(_loader(rows, on_error="skip", max_skipped=4, skipped=known))
 
 
-def test_a_batch_of_bad_rows_alone_ends_the_run() -> None:
-    with pytest.raises(DataError, match=r"step 0: none of its 12 rows can be read, the first because: b/.: cut short"):
-        _seen(_loader((Toy("b", 9, broken=tuple(range(9))),), on_error="skip"))
+def test_a_batch_of_bad_rows_alone_is_empty_and_a_hundred_in_a_row_end_the_run() -> None:
+    rows = (Toy("b", 9, broken=tuple(range(9))),)
+    loader = _loader(rows, on_error="skip", stop=99, stage="refine")
+    assert all((p.keys, p.costs, p.chunks, len(p.bad), c) == ((), (), (), 12, []) for p, c in _seen(loader))
+    assert loader.skipped.sources == {"b": 99 * 12}
+    with pytest.raises(
+        DataError,
+        match=r"stage 'refine': no row is left of 100 batches in a row, steps 0 to 99: left out were 1,200 of 'b'; the "
+        r"first because: b/.: cut short; repair the rows",
+    ):
+        _seen(_loader(rows, on_error="skip", stop=100, stage="refine"))
+
+
+def test_a_batch_with_a_row_ends_the_count_of_empty_ones() -> None:
+    rows = (Toy("b", 100, broken=tuple(range(1, 100))),)
+    seen = _seen(_loader(rows, on_error="skip", batch=2, sub_batch=2, stop=250))
+    assert [len(p.keys) for p, _ in seen].count(0) == 245  # one of 50 batches an epoch has the row that can be read
 
 
 def test_an_item_longer_than_the_budget_is_named() -> None:

@@ -10,6 +10,7 @@ import torch
 from omni2vec import Embedder
 from omni2vec.data.mix import Feed
 from omni2vec.data.order import Order
+from omni2vec.data.patterns import Pattern
 from omni2vec.data.shards import write_shards
 from omni2vec.data.sources import Shards
 from omni2vec.data.types import Blob, DataError, Example, Image, Item
@@ -18,6 +19,7 @@ from omni2vec.train import loop, resume
 from omni2vec.train.monitor import read_log
 from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.next_token import NextToken
+from omni2vec.train.preview import estimates, preview
 from omni2vec.train.stage import Validate
 from safetensors.torch import load_file
 
@@ -177,6 +179,85 @@ def test_a_medium_that_is_gone_since_it_was_indexed_is_skipped_and_counted(folde
     replace(made, on_error="skip").make(tmp_path / "skip", nowhere)
     (done,) = [r for r in read_log(tmp_path / "skip" / "log.jsonl") if "loss" in r]
     assert (done["rows"], done["skipped_rows"]) == (7, 1)
+
+
+FORM = (Pattern("title -> text"),)
+
+
+def lacking(folder, steps, count=24, **changes):
+    """A stage none of whose rows of these steps can form the pattern of its feed."""
+    drawn = Order.of((count,), (1.0,), 8, 8, seed=0)
+    bare = {a.row for step in steps for a in drawn.rows_of(step)}
+    rows = tuple(
+        Example(f"r/{i}", "rows", "retrieval", Item(()), (),
+                fields={"title": Item.text(f"red {i}")} | ({} if i in bare else {"text": Item.text(f"blue {i}")}))
+        for i in range(count)
+    )  # fmt: skip
+    feeds = (Feed(ToyRows("rows", rows), patterns=FORM, missing="skip"),)
+    return replace(small(folder, **changes), feeds=feeds)
+
+
+@pytest.mark.parametrize(
+    ("empty", "owner", "name", "call", "saved"),
+    [
+        (1, loop, "cached_step", 2, 2),  # behind the empty batch
+        (1, loop._Training, "nothing", 1, 1),  # in it: it resumes with it
+        (2, loop._Training, "nothing", 1, 2),  # which is the last, so that nothing is left to be probed
+        (0, loop, "cached_step", 2, 2),  # what is measured at the start is another batch
+    ],
+)
+def test_a_batch_of_which_no_row_is_left_is_a_step_without_update(
+    folder, tmp_path, monkeypatch, empty, owner, name, call, saved
+):
+    made = lacking(folder, [empty], chunk_tokens="auto", memory="auto", memory_gb=0.1)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for path in (whole, out):
+        path.mkdir()
+    made.make(whole, nowhere)
+    log = read_log(whole / "log.jsonl")
+    steps = [r for r in log if "loss" in r]
+    assert [(r["step"], r["rows"], r["loss"] == "nan") for r in steps] == [
+        (s, 0 if s == empty else 8, s == empty) for s in range(3)
+    ]
+    assert [r["lr"] for r in steps] == [pytest.approx(made.optimizer.lr_at(s, 3), rel=1e-4) for s in range(3)]
+    (event,) = [r for r in log if r.get("event") == "empty batch"]
+    assert (event["step"], event["left_out"]) == (empty, {"rows": 8})
+    assert "cannot form 'title -> text'" in event["why"][0]
+    assert steps[-1].get("skipped_steps", 0) == 0 and steps[-1]["lacking"] == {"rows": 8}
+    assert not [r for r in log if r.get("event") in ("step skipped", "no gradient")]
+    assert len([r for r in log if r.get("event") == "chunks keep"]) == 1
+
+    kill_in(monkeypatch, owner, name, call)
+    with pytest.raises(Killed):
+        made.make(out, nowhere)
+    monkeypatch.undo()
+    assert resume.existing(out)[-1].name == f"step-{saved:08d}"
+    made.make(out, nowhere)
+    assert Embedder.load(out).digest == Embedder.load(whole).digest != Embedder.load(folder / "model").digest
+
+
+def test_empty_batches_are_evaluated_behind_and_no_trial_of_patience(folder, tmp_path):
+    check = Validate((Shards(str(folder / "rows"), name="rows"),), every=11, limit=8)
+    made = lacking(folder, range(1, 23), 8 * 24, steps=24, save_every=100, validate=check)
+    made.make(tmp_path, nowhere)
+    log = read_log(tmp_path / "log.jsonl")
+    assert [r["step"] for r in log if r.get("event") == "empty batch"] == list(range(1, 23))
+    assert [r["step"] for r in log if r.get("event") == "evaluation"] == [10, 21, 23]
+
+
+def test_a_stage_all_of_whose_batches_are_empty_is_refused_at_the_start(folder, tmp_path):
+    made = lacking(folder, range(3))
+    with pytest.raises(DataError, match=r"stage 'train': no row is left of 3 batches in a row, .* 24 of 'rows'; the"):
+        made.make(tmp_path, nowhere)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_an_empty_batch_is_previewed_as_such_and_another_one_is_estimated(folder):
+    made = lacking(folder, [0])
+    (line,) = preview(made, 0, nowhere)
+    assert "batch 0: no row is left, the step does nothing; left_out {'rows': 8}" in line
+    assert len(list(preview(made, 1, nowhere))) > 8
+    assert int(estimates(made, nowhere)["longest item"].split()[0]) > 0
 
 
 @pytest.mark.parametrize(
