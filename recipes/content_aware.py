@@ -9,6 +9,10 @@ batch is of one source (stochastic specialisation), and a caption and its pictur
 (2) Only the sources near the targets, those that are no target fading out. (3) Hard negatives on a clean subset: each
 target's own wrong answers, more of them and harder as the stage goes on, and batches of captions that the last model
 takes for each other (`Cluster`), at a falling temperature. Needs `pip install "omni2vec[mine]"`.
+
+Hardware: two CPU cores; about 5 minutes. Measured (seeds 0 and 1, docs/results/curricula.json): captions to pictures 59
+and 67% of 150, edits 38 and 33% of 870 pictures. plan=joint gave 53 and 64, 42 and 29, and far more on what is no
+target: in a world as small as this, where every source helps, the stages are not worth it; see docs/recipes.md.
 """
 
 from collections.abc import Mapping
