@@ -184,10 +184,10 @@ def test_a_medium_that_is_gone_since_it_was_indexed_is_skipped_and_counted(folde
 FORM = (Pattern("title -> text"),)
 
 
-def lacking(folder, steps, count=24, **changes):
+def lacking(folder, empty, count=24, **changes):
     """A stage none of whose rows of these steps can form the pattern of its feed."""
     drawn = Order.of((count,), (1.0,), 8, 8, seed=0)
-    bare = {a.row for step in steps for a in drawn.rows_of(step)}
+    bare = {a.row for step in empty for a in drawn.rows_of(step)}
     rows = tuple(
         Example(f"r/{i}", "rows", "retrieval", Item(()), (),
                 fields={"title": Item.text(f"red {i}")} | ({} if i in bare else {"text": Item.text(f"blue {i}")}))
