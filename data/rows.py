@@ -193,9 +193,9 @@ def to_example(row: Mapping[str, Any], find: Find, key: str, where: str, source:
         key=key,
         source=source or _text(row, "source", where),
         task=_text(row, "task", where),
-        query=_item(row.get("query"), find, where) if "query" in row or not fields else Item(()),
-        positives=tuple(_item(item, find, where) for item in _list(row, "positives", where)),
-        negatives=tuple(_item(item, find, where) for item in _list(row, "negatives", where)),
+        query=_item(row.get("query"), find, f"{where}: query") if "query" in row or not fields else Item(()),
+        positives=_items(row, "positives", find, where),
+        negatives=_items(row, "negatives", find, where),
         known=tuple(_strings(row, "known", where)),
         label=_text(row, "label", where),
         instruction=_text(row, "instruction", where),
@@ -206,6 +206,10 @@ def to_example(row: Mapping[str, Any], find: Find, key: str, where: str, source:
     )
     check(example, where)
     return example
+
+
+def _items(row: Mapping[str, Any], field: str, find: Find, where: str) -> tuple[Item, ...]:
+    return tuple(_item(item, find, f"{where}: {field}[{i}]") for i, item in enumerate(_list(row, field, where)))
 
 
 def _item(row: Any, find: Find, where: str) -> Item:
