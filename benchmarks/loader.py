@@ -78,9 +78,9 @@ def smaller(data: bytes) -> tuple[bytes, int, int]:
 
 
 def prepare(folder: Path, quick: bool) -> None:
-    whole = [picture(seed, grain=2.4 + 0.35 * seed) for seed in range(4 if quick else 8)]
+    whole = [picture(seed, grain=2.4 + 0.35 * seed) for seed in range(2 if quick else 8)]
     small = [smaller(data) for data in whole]
-    write_shards(captioned(1000 if quick else 4000, small), folder / "read", max_bytes=32 << 20)
+    write_shards(captioned(600 if quick else 4000, small), folder / "read", max_bytes=32 << 20)
     write_shards(captioned(256, [(data, 1280, 960) for data in whole]), folder / "pairs", max_bytes=12 << 20)
 
 
@@ -285,8 +285,8 @@ def command(side: str, folder: Path, repeats: int) -> list[str]:
     return [sys.executable, __file__, "--side", side, "--folder", str(folder), "--repeats", str(repeats)]
 
 
-def read(folder: Path, n: int, budget_s: float) -> dict[str, Any]:
-    found = pairs(command("read_ours", folder, 5), command("read_webdataset", folder, 3), n, budget_s)
+def read(folder: Path, n: int, passes: int) -> dict[str, Any]:
+    found = pairs(command("read_ours", folder, passes), command("read_webdataset", folder, passes), n)
     names = ("random", "sequential", "copied", "examples")
     result: dict[str, Any] = {}
     for name in names:
@@ -295,8 +295,8 @@ def read(folder: Path, n: int, budget_s: float) -> dict[str, Any]:
     return {**result, "records_per_s": {**rates, "webdataset": round(median(found.b("rate"))), "pairs": len(found)}}
 
 
-def end_to_end(folder: Path, n: int, batches: int, budget_s: float) -> dict[str, Any]:
-    found = pairs(command("batches_ours", folder, batches), command("batches_webdataset", folder, batches), n, budget_s)
+def end_to_end(folder: Path, n: int, batches: int) -> dict[str, Any]:
+    found = pairs(command("batches_ours", folder, batches), command("batches_webdataset", folder, batches), n)
     ours, theirs = found.a("tokens")[0] / BATCH, found.b("tokens")[0] / BATCH
     assert abs(ours - theirs) < 1, f"{ours} tokens a pair against {theirs}: the sides do not do the same"
     rates = {k: round(median(found.a(k)), 2) for k in ("draft", "exact")}
@@ -359,9 +359,9 @@ def main() -> None:
         folder = Path(name)
         prepare(folder, given.quick)
         if "read" in wanted:
-            result |= read(folder, n, float("inf"))
+            result |= read(folder, n, 2 if given.quick else 5)
         if "end_to_end" in wanted:
-            result |= end_to_end(folder, n, 4 if given.quick else 8, float("inf"))
+            result |= end_to_end(folder, n, 3 if given.quick else 8)
         if "slopes" in wanted:
             result |= slopes(folder, n, given.quick)
     record("loader", {**kept(wanted), **result})
