@@ -6,6 +6,7 @@ The library's save_file keeps no order of names, and equal contents must have eq
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import secrets
 import zlib
@@ -20,6 +21,7 @@ from .types import DataError
 
 _TYPES = {"int64": "I64", "int32": "I32", "uint8": "U8", "float64": "F64"}
 CHECK = "crc32"  # key in the metadata: of the head without it, and of the arrays
+_SMALL = 1 << 16  # bytes of a file that is read whole instead of mapped
 _LONGEST = 1 << 26  # bytes of a head that is still believed
 
 
@@ -62,12 +64,14 @@ def read(path: Path, kinds: Mapping[str, str], key: str) -> tuple[dict[str, Any]
             whole = False
         if not whole:
             raise DataError(f"{path}: is not whole, or of another version; delete it, it is built again")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # A map holds a file handle for as long as it lives, and a run may have a thousand small catalogues.
+        small = path.stat().st_size <= _SMALL and not file.seek(0)
+        mapped = file.read() if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     checked(path, json.loads(raw), mapped, 8 + size)
     return about, {name: _mapped(mapped, 8 + size, a, kinds[name]) for name, a in head.items()}
 
 
-def checked(path: Path, head: dict[str, Any], mapped: mmap.mmap, start: int) -> None:
+def checked(path: Path, head: dict[str, Any], mapped: mmap.mmap | bytes, start: int) -> None:
     """Raises DataError where a byte is not what was written. Files from before there were sums are believed."""
     told = head["__metadata__"].pop(CHECK, None)
     with memoryview(mapped) as whole, whole[start:] as arrays:
@@ -86,7 +90,7 @@ def _little(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-def _mapped(mapped: mmap.mmap, start: int, told: Mapping[str, Any], kind: str) -> NDArray[Any]:
+def _mapped(mapped: mmap.mmap | bytes, start: int, told: Mapping[str, Any], kind: str) -> NDArray[Any]:
     shape = tuple(told["shape"])
-    flat = np.frombuffer(mapped, np.dtype(kind).newbyteorder("<"), int(np.prod(shape)), start + told["data_offsets"][0])
+    flat = np.frombuffer(mapped, np.dtype(kind).newbyteorder("<"), math.prod(shape), start + told["data_offsets"][0])
     return flat.reshape(shape)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from omni2vec.data.types import DataError
 from omni2vec.train import parts, resume
+from omni2vec.train.adapt import Seen
 from omni2vec.train.leave import Left, together
 from omni2vec.train.resume import State, existing, load, path_of, prune
 from omni2vec.train.snapshot import Saver
@@ -142,6 +143,7 @@ def test_the_state_comes_back_equal_with_its_scores(tmp_path):
         step=7, skipped_steps=1, skipped_sources={"a": 2}, skipped_keys=["a/1", "a/2"], best=0.75, best_step=5,
         without_gain=1, memory="vectors", chunk_tokens=512, ranks=2, footprint=(3.5, 1.0), budgets=(1, 2),
         scores={5: 0.75, 7: 0.7}, healthiest={"accuracy": 0.5}, loss_scale=(1024.0, 3),
+        lacking={"b": 4}, mixer=Seen([(3, 5)], {"a": 0.5}, {"a": 2.0}, {"a": 1.5}, {"a": 1}),
     )  # fmt: skip
     plain = {f.name for f in fields(State) if getattr(state, f.name) == getattr(State(), f.name)}
     assert plain == {"stopped"}  # every other field is put to the test
