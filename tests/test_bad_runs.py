@@ -130,8 +130,8 @@ def test_more_bad_rows_than_allowed_end_the_run_and_are_listed(base, thin, tmp_p
 
 GOOD = {"query": {"parts": [{"text": "q"}]}, "positives": [{"parts": [{"text": "a"}]}]}
 SCHEMAS = {
-    "query is no item": ({**GOOD, "query": "q"}, r"""row 1: query: an item must be \{"id": …, "parts": \[…\]\}, got 'q'"""),
-    "part is a number": ({**GOOD, "query": {"parts": [{"text": 3}]}}, r"row 1: query: a part is one of text, image, .*: 3"),
+    "query is no item": ({**GOOD, "query": "q"}, r"""row 1: query: an item must be \{.*\}, got 'q'"""),
+    "part is a number": ({**GOOD, "query": {"parts": [{"text": 3}]}}, r"row 1: query: a part is one of text, .*: 3"),
     "label is a number": ({**GOOD, "label": 3}, r"row 1: label must be a string, got 3"),
     "scores of another length": ({**GOOD, "scores": {"x": [1, 2]}}, r"row 1.*: 2 scores 'x', expected 1: one per"),
     "positives are no list": ({**GOOD, "positives": {}}, r"row 1: positives must be a list, got \{\}"),

@@ -152,7 +152,8 @@ def test_a_row_left_out_is_left_out_by_all():
 
 def test_more_ranks_than_rows_is_refused_with_both_numbers():
     errors = together(61, loader)
-    assert all(isinstance(e, ValueError) and "2 sub-batches of 10 rows, fewer rows than the 61 ranks" in str(e) for e in errors)
+    said = "2 sub-batches of 10 rows, fewer rows than the 61 ranks"
+    assert all(isinstance(e, ValueError) and said in str(e) for e in errors)
 
 
 def test_what_ranks_tell_each_other_of_a_row_is_all_that_planning_needs():
