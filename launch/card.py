@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..data.addresses import redacted_text
 from ..eval.compare import compare
 from ..eval.report import markdown, summary
 from ..eval.stored import load as load_report
@@ -116,13 +117,14 @@ def metadata(reader: Reader, about: About, scores: Scores | None) -> str:
 
 
 def portable(value: Any) -> Any:
-    """A record without the machine's own paths: of an absolute one, the last name is kept."""
+    """A record as others may read it: without the machine's own paths, of which the last name is kept, and without what
+    an address may hold of passwords and signatures."""
     if isinstance(value, Mapping):
         return {k: portable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [portable(v) for v in value]
-    if isinstance(value, str) and Path(value).is_absolute():
-        return f".../{Path(value).name}"
+    if isinstance(value, str):
+        return f".../{Path(value).name}" if Path(value).is_absolute() else redacted_text(value)
     return value
 
 

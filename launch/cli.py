@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from ..data.addresses import redacted_text
 from ..data.types import DataError
 from . import run_verbs  # noqa: F401  (each adds its verbs, a newcomer's first)
 
@@ -43,6 +44,6 @@ def main() -> NoReturn:
 def _complain(message: str) -> None:
     console = Console(stderr=True, highlight=False)
     if console.is_terminal:
-        console.print(Panel(Text(message), title="omni2vec", title_align="left", border_style="red"))
+        console.print(Panel(Text(redacted_text(message)), title="omni2vec", title_align="left", border_style="red"))
     else:
-        console.print(Text(f"error: {message}"), soft_wrap=True)
+        console.print(Text(f"error: {redacted_text(message)}"), soft_wrap=True)

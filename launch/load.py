@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..data.addresses import redacted_text
 from .graph import Recipe, Setting, check, is_step, listing
 from .override import override
 from .record import read
@@ -56,7 +57,7 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
             raise RecipeError(f"'{word}': expected setting=value or step.field=value.")
         into = overrides if "." in name else settings
         if name in into:
-            raise RecipeError(f"'{name}' is given twice: {into[name]} and {value}.")
+            raise RecipeError(f"'{name}' is given twice: {redacted_text(into[name])} and {redacted_text(value)}.")
         into[name] = value
     return settings, overrides
 

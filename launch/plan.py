@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..data.addresses import redacted_text
 from .graph import Recipe
 from .run import Folder, Standing, survey
 from .words import spell
@@ -41,7 +42,7 @@ def plan(recipe: Recipe, at: Path, ranks: int = 1) -> Group:
 def _settings(recipe: Recipe) -> Table:
     table = Table("setting", "value", "type", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for s in recipe.settings:
-        value = str(s.value) if s.value != "" else '""'
+        value = redacted_text(str(s.value)) if s.value != "" else '""'
         table.add_row(s.name, Text(value, style="bold" if s.given else ""), Text(spell(s.annotation), style="dim"))
     return table
 
@@ -56,7 +57,7 @@ def _steps(standings: tuple[Standing, ...]) -> Table:
 
 def _below(standing: Standing, folder: Folder, ranks: int) -> Iterator[RenderableType]:
     for line in standing.changes:
-        yield Text(f"  {line}", style="red")
+        yield Text(f"  {redacted_text(line)}", style="red")
     estimate = getattr(standing.step, "plan", None)
     if standing.state == "done" or not callable(estimate):
         return

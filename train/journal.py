@@ -34,6 +34,7 @@ from .watchdog import Stall
 if TYPE_CHECKING:
     from .stage import Stage
 
+_THIN = 0.1  # of a batch's rows without a pattern: above it, the batch is another than was asked for
 _NOTHING = (
     "no row of this step teaches anything: InfoNCE needs positives and negatives (two different rows a sub-batch, or "
     "Feed(negatives=...)), NextToken needs answers; if all steps are like it, the model stays as it is"
@@ -75,6 +76,7 @@ class Journal:
     watch: Stopwatch
     began: float = field(default_factory=time.perf_counter)
     told: bool = False  # that a step had no gradient
+    thinned: bool = False  # that a batch lost many rows for want of a pattern
 
     def __post_init__(self) -> None:
         self.collapse = Collapse(best=self.state.healthiest)
@@ -127,6 +129,10 @@ class Journal:
             )
         )
         self.began = now
+        lacking = [b.reason for b in plan.bad if b.lacking]
+        if plan.keys and len(lacking) > _THIN * (len(plan.keys) + len(lacking)) and not self.thinned:
+            self.say("thin batch", {"rows": len(plan.keys), "lacking": len(lacking), "first": lacking[0]}, plan.step)
+            self.thinned = True
         if updated.norm == 0 and not self.told:
             self.say("no gradient", {"why": _NOTHING}, plan.step)
             self.told = True

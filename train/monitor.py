@@ -184,7 +184,9 @@ def _whole_lines(path: Path) -> list[str]:
 def _facts(done: Update, accuracy: float) -> str:
     rate = done.tokens / done.seconds if done.seconds > 0 else 0.0
     right = [] if math.isnan(accuracy) else [f"accuracy {accuracy:.0%}"]
-    skipped = [f"{n} {what} skipped" for n, what in ((done.skipped_rows, "rows"), (done.skipped_steps, "steps")) if n]
+    lacking = sum(done.lacking.values())
+    skipped = [f"{lacking} rows without a pattern"] if lacking else []
+    skipped += [f"{n} {what} skipped" for n, what in ((done.skipped_rows, "rows"), (done.skipped_steps, "steps")) if n]
     return "  ".join([f"loss {done.loss:.4f}", *right, f"lr {done.lr:.2e}", f"{rate:,.0f} tokens/s", *skipped])
 
 

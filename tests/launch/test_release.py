@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from omni2vec.data.types import DataError, Item
+from omni2vec.launch.card import portable
 from omni2vec.launch.push import check
 from omni2vec.launch.release import Release
 from omni2vec.launch.verify import vectors, verify
@@ -251,3 +252,15 @@ def test_a_template_with_a_tail_keeps_it_inside_the_chat_template():
         turns = [{"role": "user", "content": "x"}]
         text, _ = render_jinja_template([turns], chat_template=chat(given), add_generation_prompt=generation)
         assert text == [expected]
+
+
+def test_what_a_card_shows_of_a_record_holds_no_password_signature_or_path_of_this_machine():
+    record = {
+        "at": "https://eve:topsecret9@host/mugs/{0..9}.tar?X-Amz-Signature=ab12",
+        "out": "/home/eve/runs/one",
+        "steps": 7,
+    }
+    shown = str(portable({"steps": [record, {"command": "pipe:curl -u eve:topsecret9 https://host/{}"}]}))
+    assert not [s for s in ("topsecret9", "ab12", "/home") if s in shown]
+    assert "host/mugs/{0..9}.tar" in shown
+    assert ".../one" in shown

@@ -236,6 +236,22 @@ def test_a_batch_of_which_no_row_is_left_is_a_step_without_update(
     assert Embedder.load(out).digest == Embedder.load(whole).digest != Embedder.load(folder / "model").digest
 
 
+def test_a_batch_that_loses_many_rows_for_want_of_a_pattern_is_told_once(folder, tmp_path, capfd):
+    made = lacking(folder, [])
+    bare = {a.row for step in range(3) for a in Order.of((24,), (1.0,), 8, 8, seed=0).rows_of(step)[:2]}
+    (feed,) = made.feeds
+    rows = tuple(
+        replace(e, fields={"title": e.fields["title"]}) if i in bare else e for i, e in enumerate(feed.source.rows)
+    )
+    replace(made, feeds=(replace(feed, source=ToyRows("rows", rows)),)).make(tmp_path, nowhere)
+    log = read_log(tmp_path / "log.jsonl")
+    (event,) = [r for r in log if r.get("event") == "thin batch"]
+    assert (event["step"], event["rows"], event["lacking"]) == (0, 6, 2)
+    assert "cannot form 'title -> text'" in event["first"]
+    assert "6 rows without a pattern" in capfd.readouterr().err
+    assert [r["lacking"]["rows"] for r in log if "loss" in r] == [2, 4, 6]
+
+
 def test_empty_batches_are_evaluated_behind_and_no_trial_of_patience(folder, tmp_path):
     check = Validate((Shards(str(folder / "rows"), name="rows"),), every=11, limit=8)
     made = lacking(folder, range(1, 23), 8 * 24, steps=24, save_every=100, validate=check)
