@@ -131,6 +131,9 @@ class Stage:
         adaptive = self.mix.adaptive
         if adaptive is None:
             return
+        if moving := [f.source.name for f in self.feeds if not isinstance(f.weight, int | float)]:
+            given = f"a mix that adapts, and a scheduled weight of {moving[0]!r}"
+            raise ValueError(f"stage {self.name!r}: {given}; shares can follow one of them only")
         if adaptive.by == "score" and self.validate is None:
             raise ValueError(f"stage {self.name!r}: shares by 'score' need validate=Validate(...)")
         if adaptive.by == "score" and self.validate is not None:

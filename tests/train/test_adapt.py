@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from omni2vec.data.loader import Loader
 from omni2vec.data.mix import Adaptive, Feed
 from omni2vec.data.planned import Plan
+from omni2vec.data.schedules import Ramp
 from omni2vec.data.types import Limits
 from omni2vec.train.adapt import Adapting, Seen
 from omni2vec.train.gather import Group
@@ -116,10 +117,11 @@ def test_shares_by_score_go_to_what_scores_worse() -> None:
     [
         ({"mix": Adaptive(by="score")}, "need validate"),
         ({"mix": Adaptive(by="score"), "validate": Validate((Toy("c", 9),))}, "c are scored and a are fed"),
+        ({"mix": Adaptive(), "feeds": (Feed(A, Ramp(1, 2)),)}, "a scheduled weight of 'a'"),
         ({"mix": Adaptive(), "objectives": {"default": (NextToken(),)}}, "need a contrastive objective"),
         ({"temperature": float("nan")}, "temperature above 0"),
     ],
 )
 def test_a_stage_whose_mix_has_nothing_to_go_by_is_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Stage("s", "model", (Feed(A),), steps=9, **settings)  # type: ignore[arg-type]
+        Stage("s", "model", **({"feeds": (Feed(A),), "steps": 9} | settings))  # type: ignore[arg-type]
