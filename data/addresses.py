@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 
 _SECRET = r"(?:token|secret|password|passwd|api-?_?key|access-?_?key|credential)"
-_SECRETS = (
-    (r"(://)[^/@\s'\"]+@", r"\1***@"),
-    (r"([?&][^=&\s'\"#]+)=[^&\s'\"#]*", r"\1=***"),
-    (r"(?i)(authorization\s*[:=]\s*)[^'\"\n]+", r"\1***"),
-    (r"(?i)(\b(?:bearer|basic)\s+)[^\s'\"]+", r"\1***"),
-    (rf"(?i)([\w-]*{_SECRET}[\w-]*\s*[:=]\s*|--[\w-]*{_SECRET}[\w-]*\s+)[^\s'\"&]+", r"\1***"),
-    (r"(\s(?:-u|--user|--proxy-user)[ =]?)[^\s'\"]+", r"\1***"),
+_SECRETS = (  # (?<!\\): the quote that ends one may be escaped, in JSON
+    (r"(://)[^/?#\s'\"]+@", r"\1***@"),  # up to the last @: a password may hold one
+    (r"([?&][^=&\s'\"#]+)=[^&\s'\"#]*(?<!\\)", r"\1=***"),
+    (r"(?i)(authorization\s*[:=]\s*)[^'\"\n]+(?<!\\)", r"\1***"),
+    (r"(?i)(\b(?:bearer|basic)\s+)[^\s'\"]+(?<!\\)", r"\1***"),
+    (rf"(?i)([\w-]*{_SECRET}[\w-]*\s*[:=]\s*|--[\w-]*{_SECRET}[\w-]*\s+)[^\s'\"&]+(?<!\\)", r"\1***"),
+    (r"(\s(?:-u|--user|--proxy-user)[ =]?)[^\s'\"]+(?<!\\)", r"\1***"),
 )
 _SIGNED = r"(?i)([?&](?:x-(?:amz|goog)-[\w-]+|signature|sig|expires|policy|key-pair-id|\w*token)=)[^&\s'\"#]*"
+_IN_TEXT = (
+    re.compile(  # a command goes up to the quote that it began with, or to the end of its line; a URL is one word
+        r"""(?<=")pipe:(?:\\.|[^"\\\n])*|(?<=')pipe:(?:\\.|[^'\\\n])*|\bpipe:[^\n]*|\b[A-Za-z][\w+.-]*://[^\s'"<>`]+"""
+    )
+)
 
 
 def is_remote(address: str) -> bool:
@@ -27,6 +32,13 @@ def redacted(text: str) -> str:
     return text
 
 
+def redacted_text(text: str) -> str:
+    """A text (a record, a table, a card) in which every URL and "pipe:command" is `redacted`, and nothing else."""
+    return _IN_TEXT.sub(lambda found: redacted(found[0]), text)
+
+
 def unsigned(address: str) -> str:
-    """The address without what changes each time that it is signed: it names the same files."""
+    """The address without passwords, and what changes each time that it is signed: it names the same files."""
+    for pattern, instead in _USERS:
+        address = re.sub(pattern, instead, address)
     return re.sub(_SIGNED, r"\1", address)

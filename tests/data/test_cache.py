@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -21,7 +22,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from omni2vec.data import cache, remote, shards
-from omni2vec.data.addresses import redacted, unsigned
+from omni2vec.data.addresses import redacted, redacted_text, unsigned
 from omni2vec.data.cache import Held, Lock
 from omni2vec.data.catalogue import NAME
 from omni2vec.data.index import index_path
@@ -452,9 +453,20 @@ def test_no_message_tells_a_secret(address: str, tmp_path: Path, caplog: pytest.
     assert "hidden" not in caplog.text and source.name and "hidden" not in source.name
 
 
+@pytest.mark.parametrize("address", [*SECRETS, "https://me:hid@hidden@host/x.tar"])
+def test_secrets_are_left_out_of_a_record_that_stays_one(address: str) -> None:
+    record = {"at": address, "max_tokens": "5", "token: ": "basic things"}
+    told = json.loads(redacted_text(json.dumps(record)))
+    assert "hid" not in told["at"] and "x.tar" in told["at"] and told | {"at": address} == record
+    source = redacted_text(f"{(address, 'max_tokens: 5')!r} and `https://host/y?sig=hidden` | basic things")
+    assert "hid" not in source and source.endswith("'max_tokens: 5') and `https://host/y?sig=***` | basic things")
+
+
 def test_another_signature_is_the_same_place_and_another_query_is_not() -> None:
     a, b, c = (f"https://h/x?id={i}&X-Amz-Signature={s}" for i, s in ((1, "a"), (1, "b"), (2, "a")))
     assert unsigned(a) == unsigned(b) != unsigned(c)
+    assert unsigned("https://me:a@h/x") == unsigned("https://me:b@c@h/x") == "https://h/x"
+    assert unsigned("sftp://me:a@h/x") == unsigned("sftp://me:b@h/x") != unsigned("sftp://you:a@h/x")
 
 
 def test_a_held_path_is_a_string_anywhere_else(tmp_path: Path) -> None:
