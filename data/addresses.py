@@ -14,6 +14,10 @@ _SECRETS = (  # (?<!\\): the quote that ends one may be escaped, in JSON
     (r"(\s(?:-u|--user|--proxy-user)[ =]?)[^\s'\"]+(?<!\\)", r"\1***"),
 )
 _SIGNED = r"(?i)([?&](?:x-(?:amz|goog)-[\w-]+|signature|sig|expires|policy|key-pair-id|\w*token)=)[^&\s'\"#]*"
+_USERS = (  # elsewhere than on the web a user has a folder of his own
+    (r"(?i)(\bhttps?://)[^/?#\s'\"]+@", r"\1"),
+    (r"(://[^/:?#\s'\"@]+):[^/?#\s'\"]*@", r"\1@"),
+)
 _IN_TEXT = (
     re.compile(  # a command goes up to the quote that it began with, or to the end of its line; a URL is one word
         r"""(?<=")pipe:(?:\\.|[^"\\\n])*|(?<=')pipe:(?:\\.|[^'\\\n])*|\bpipe:[^\n]*|\b[A-Za-z][\w+.-]*://[^\s'"<>`]+"""
