@@ -1,11 +1,12 @@
-"""How many rows of a source can form none of its patterns, as far as the index of its shards tells."""
+"""Rows that lack what is asked of them: how many of a source can form none of its patterns, as far as the index of its
+shards tells; what to do with rows of fields where a query with its answer is wanted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .types import DataError
+from .types import DataError, Example
 
 if TYPE_CHECKING:
     from .patterns import Pattern
@@ -35,3 +36,13 @@ def absent(fields: Mapping[str, int] | None, patterns: Sequence[Pattern], source
                 "correct the form, or leave the pattern out"
             )
     return sum(count for has, count in rows if not any(forms(has, p) for p in used))
+
+
+def advice(example: Example, use: str) -> str:
+    """What to do with a row without a positive, where a query with its answer is wanted. use: "score it" or the like.
+    Of a row of fields, the form that it names may be another, but it is one of the row's own fields."""
+    names = [*(["query"] if example.query.parts else []), *sorted(example.fields, key=lambda n: (n != "image", n))]
+    if len(names) < 2:
+        return "give it one, or leave the row out"
+    view = f'Viewed(source, Pattern("{names[0]} -> {names[1]}"))'
+    return f"a row of fields ({', '.join(sorted(example.fields))}): {use} by {view} in a recipe"

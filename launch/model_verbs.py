@@ -113,9 +113,10 @@ def evaluate(
     omni2vec eval runs/mine/release my_shards/test
     omni2vec eval MODEL my_shards/test --baseline org/base-model --out scores
     """
+    from .scorable import scorable
     from .score import score
 
-    score(model, shards, baseline or [], out, limit)
+    score(model, scorable(shards), baseline or [], out, limit)
     if out is not None:
         say(f"report: {out / 'report.html'}")
 

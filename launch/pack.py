@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
@@ -56,10 +58,23 @@ def known_set(name: str, root: Path, out: Path) -> list[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     make = cast(Callable[[str], Step], SETS[name])
-    make(str(root)).make(aside, _no_steps)
+    step = make(str(root))
+    try:
+        step.make(aside, _no_steps)
+    except DataError as error:
+        raise DataError(f"{error}{_in_a_recipe(step, str(root), str(error))}") from error
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
     return sorted(out.rglob("*.tar"))
+
+
+def _in_a_recipe(step: Step, root: str, said: str) -> str:
+    """Where an error speaks of a setting that the command has no word for."""
+    named = [f.name for f in fields(step) if re.search(rf"\b{f.name}=", said)]  # type: ignore[arg-type]
+    if not named:
+        return ""
+    given = ", ".join(f"{n}=" for n in named)
+    return f". The command has no {given}: in a recipe, write {type(step).__name__}({root!r}, {named[0]}=...)"
 
 
 def _no_steps(step: Step) -> Path:

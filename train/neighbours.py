@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..data.absent import advice
 from ..data.relation import id_pair
 from ..data.types import DataError, Example, Rows
 from ..eval.search import COLUMNS, ROWS, search
@@ -77,7 +78,8 @@ class Answers:
 def _numbers(example: Example) -> tuple[int, int, int, Longs]:
     """Of the query's id, the document's, the label, and of all that is no negative for the query."""
     if not example.positives:
-        raise DataError(f"{example.key}: no positive, so there is no document to compare; leave the row out")
+        told = advice(example, "compare it")
+        raise DataError(f"{example.key}: no positive, so there is no document to compare; {told}")
     query = id_pair(example.query.id)[0]
     right = {query, *(id_pair(p.id)[0] for p in example.positives), *(id_pair(i)[0] for i in example.known)}
     label = id_pair(example.label)[0] if example.label else 0

@@ -14,6 +14,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from ..data.absent import advice
 from ..data.counter import choose
 from ..data.types import DataError, Example, Prompted, Rows, Side, Step, Where
 from ..model.embedder import Embedder
@@ -42,7 +43,8 @@ class Told:
             own = example.instruction if self.instruction is None else self.instruction
             return Prompted(example.query, "query", own, key=example.key)
         if not example.positives:
-            raise DataError(f"{example.key}: no positive, so there is no document to compare; leave the row out")
+            told = advice(example, "compare it")
+            raise DataError(f"{example.key}: no positive, so there is no document to compare; {told}")
         own = example.target_instruction if self.target_instruction is None else self.target_instruction
         return Prompted(example.positives[0], "target", own, key=example.key)
 

@@ -81,15 +81,26 @@ class MmebTrain:
         missing = [t for t in self.tasks if t not in there]
         strange = [t for t in there if t not in TASKS] if not self.tasks else []
         if missing or not there:
-            raise DataError(
-                f"{root}: no {missing[0] if missing else 'TASK'}/{self.version}-*.parquet in it; name the folder of "
-                f"TIGER-Lab/MMEB-train, which holds a folder a task (train.parquet alone is an older state of it)"
-            )
+            raise DataError(f"{root}: {self._why(missing, [t for t in there if t in TASKS])}")
         if strange:
             raise DataError(
                 f"{root / strange[0]}: no task known here; name those wanted by tasks=, of {', '.join(TASKS)}"
             )
         return self.tasks or tuple(there)
+
+    def _why(self, missing: Sequence[str], there: Sequence[str]) -> str:
+        """Why tasks that are named, or all, are not found among those that are there."""
+        no = f"no {missing[0] if missing else 'TASK'}/{self.version}-*.parquet in it"
+        if not there:
+            return (
+                f"{no}; name the folder of TIGER-Lab/MMEB-train, which holds a folder a task (train.parquet alone is "
+                "an older state of it)"
+            )
+        wanted = [t for t in self.tasks if t in there] or there
+        return (
+            f"{no} ({len(missing)} of {len(self.tasks)} tasks are not there); fetch the others, or name those that "
+            f"are: MmebTrain(..., tasks={tuple(wanted)!r}), or tasks={','.join(wanted)} where it is a recipe's setting"
+        )
 
     def make(self, out: Path, where: Where) -> None:
         """Fills out/train/{task}, one task after the other, each aside and renamed."""

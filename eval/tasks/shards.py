@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from ...data.absent import advice
 from ...data.types import DataError, Example, Item, Rows, digest
 from ..types import Query, Task
 
@@ -102,7 +103,9 @@ def _task(name: str, kind: str, kept: Group, queries: tuple[Query, ...], pool: d
 def _query(example: Example, kept: Group, pool: dict[str, Item], graded: bool = False) -> Query:
     """Right are the positives and those of `known` that are in the pool. Gains, where "label" grades the positives."""
     if not example.positives:
-        raise DataError(f"{example.key}: a {example.task} row needs a positive, it has none")
+        raise DataError(
+            f"{example.key}: a {example.task} row needs a positive, it has none; {advice(example, 'score it')}"
+        )
     right = dict.fromkeys((item.id for item in example.positives), 1.0)
     label = example.scores.get("label", ()) if graded else ()
     if label:

@@ -316,7 +316,9 @@ def test_older_tables_without_negatives_and_with_nulls_are_read(tmp_path: Path) 
 
 def test_tasks_that_are_not_there_or_not_known_are_errors(tmp_path: Path) -> None:
     root = bad(tmp_path / "in")
-    with pytest.raises(DataError, match=r"no CIRR/original-\*.parquet in it; name the folder of TIGER-Lab/MMEB-train"):
+    with pytest.raises(
+        DataError, match=r"no CIRR/original-\*.parquet in it \(1 of .*tasks=\('OK-VQA',\)\), or tasks=OK-VQA "
+    ):
         MmebTrain(str(root), tasks=("CIRR",)).make(tmp_path, nowhere)
     with pytest.raises(DataError, match=r"no TASK/diverse_instruction-\*.parquet in it"):
         MmebTrain(str(root), version="diverse_instruction").make(tmp_path, nowhere)

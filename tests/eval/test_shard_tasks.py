@@ -122,3 +122,11 @@ def test_no_rows_and_no_limit_are_refused(made) -> None:
         tasks_from(made([]))
     with pytest.raises(DataError, match="limit=0"):
         tasks_from(made([row("retrieval", 0), row("retrieval", 1)]), limit=0)
+
+
+def test_rows_of_fields_say_how_they_are_scored(made) -> None:
+    fields = {"title": item("one"), "image": item("two")}
+    bad = replace(row("retrieval", 0), query=Item(()), positives=(), fields=fields)
+    said = r'it has none; a row of fields \(image, title\): score it by Viewed\(source, Pattern\("image -> title"\)\)'
+    with pytest.raises(DataError, match=said):
+        tasks_from(made([bad]))
