@@ -80,6 +80,8 @@ def module_of(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise RecipeError(f"{path}, line {error.lineno}: {error.msg}.") from None
+    except ValueError as error:
+        raise _explained(error, path, module) from error
     return module
 
 
@@ -125,13 +127,14 @@ def _settings(path: Path, function: Callable[..., Any], words: Mapping[str, str]
 
 
 def _explained(error: TypeError | ValueError, path: Path, module: ModuleType) -> Exception:
-    """A field that is unknown, missing or refused by its class, with the recipe's line; any other error as it is."""
+    """A field that is unknown or missing, or a value that is refused, with the recipe's line; any other error as it
+    is."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if Path(f.filename).resolve() == path.resolve()]
     if not lines:
         return error
     if isinstance(error, ValueError):
-        return RecipeError(f"{path}, line {lines[-1]}: {error}") if frames[-1].name == "__post_init__" else error
+        return RecipeError(f"{path}, line {lines[-1]}: {error}")
     missing = r"(\w+)\.__init__\(\) (got an unexpected keyword argument|missing .* argument)s?:? '(\w+)'"
     found = re.match(missing, str(error))
     kind: Any = getattr(module, found[1], None) if found else None

@@ -67,6 +67,14 @@ def _absent(annotation: Any) -> type | None:
     return found[0] if len(found) == 1 and whole else None
 
 
+def _no_field(value: Any, name: str, names: list[str], path: str) -> str:
+    kind = type(value).__name__
+    if not names:
+        holder = path.split(".")[-2] if path.endswith(f".{name}") else "it"
+        return f"{kind} has no fields, so no '{name}'; where another kind has, write {holder}=... of it in the recipe."
+    return f"{kind} has no field '{name}'.{closest(name, names)} Its fields are\n{listing(type(value))}"
+
+
 def _set(value: Any, rest: list[str], word: str, path: str, annotation: Any = Any) -> Any:
     """`value` with the thing at `rest` (fields, mapping keys, tuple indices) replaced by the parsed word."""
     if not rest:
@@ -77,10 +85,7 @@ def _set(value: Any, rest: list[str], word: str, path: str, annotation: Any = An
     if is_dataclass(value) and not isinstance(value, type):
         names = [f.name for f in fields(value) if f.init]
         if first not in names:
-            raise RecipeError(
-                f"'{path}={word}': {type(value).__name__} has no field '{first}'."
-                f"{closest(first, names)} Its fields are\n{listing(type(value))}"
-            )
+            raise RecipeError(f"'{path}={word}': {_no_field(value, first, names, path)}")
         inner = getattr(value, first)
         if deeper and is_step(inner):
             raise RecipeError(

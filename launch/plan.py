@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -23,7 +23,15 @@ SAYS = {
 COLOUR = {"done": "green", "unfinished": "yellow", "new": "", "changed": "red"}
 
 
-def plan(recipe: Recipe, at: Path, ranks: int = 1) -> Group:
+class Tables(Group):
+    """What is shown. failing: the steps that would fail, as far as can be known now."""
+
+    def __init__(self, parts: Sequence[RenderableType], failing: Sequence[str]) -> None:
+        super().__init__(*parts)
+        self.failing = tuple(failing)
+
+
+def plan(recipe: Recipe, at: Path, ranks: int = 1) -> Tables:
     """The settings, the steps in order, and what each says of its cost (on each of `ranks` ranks, where it is made by
     several) or of the fields that have changed."""
     folder = Folder(at)
@@ -32,11 +40,12 @@ def plan(recipe: Recipe, at: Path, ranks: int = 1) -> Group:
     if recipe.settings:
         parts += [Text(), _settings(recipe)]
     parts += [Text(), _steps(standings)]
+    failing: list[str] = []
     for standing in standings:
-        lines = list(_below(standing, folder, ranks))
+        lines = list(_below(standing, folder, ranks, failing))
         if lines:
             parts += [Text(f"\n{standing.step.name}", style="bold"), *lines]
-    return Group(*parts)
+    return Tables(parts, failing)
 
 
 def _settings(recipe: Recipe) -> Table:
@@ -55,7 +64,8 @@ def _steps(standings: tuple[Standing, ...]) -> Table:
     return table
 
 
-def _below(standing: Standing, folder: Folder, ranks: int) -> Iterator[RenderableType]:
+def _below(standing: Standing, folder: Folder, ranks: int, failing: list[str]) -> Iterator[RenderableType]:
+    """failing: gets the step's name where it would fail."""
     for line in standing.changes:
         yield Text(f"  {redacted_text(line)}", style="red")
     estimate = getattr(standing.step, "plan", None)
@@ -66,9 +76,11 @@ def _below(standing: Standing, folder: Folder, ranks: int) -> Iterator[Renderabl
         parallel = getattr(type(standing.step), "parallel", False)
         facts: Mapping[str, str] = estimate(folder, ranks) if parallel else estimate(folder)
     except (ValueError, OSError) as error:
-        yield Text(
-            f"  known once {', '.join(waits)} is done" if waits else f"  {error}", style="dim" if waits else "red"
-        )
+        if waits:
+            yield Text(f"  known once {', '.join(waits)} is done", style="dim")
+        else:
+            failing.append(standing.step.name)
+            yield Text(f"  error: {redacted_text(str(error))}", style="red")
         return
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, value in facts.items():

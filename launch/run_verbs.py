@@ -42,12 +42,17 @@ def plan(
     omni2vec plan recipes/quickstart.py
     omni2vec plan recipes/quickstart.py steps=500 train.optimizer.lr=5e-4
     omni2vec plan my_recipe.py --ranks 8
+
+    Exit status 2: a step would fail, and an "error:" below it says why.
     """
     from .load import load
     from .plan import plan as tables
 
     loaded = load(recipe, words or [])
-    Console().print(tables(loaded, into or Path("runs") / loaded.name, ranks))
+    shown = tables(loaded, into or Path("runs") / loaded.name, ranks)
+    Console().print(shown)
+    if shown.failing:
+        raise SystemExit(2)
 
 
 @app.command(cls=Verb)

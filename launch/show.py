@@ -39,7 +39,12 @@ def batch(recipe: Recipe, at: Path, step: int, stage: str = "") -> Iterator[Rend
         raise RecipeError(
             f"{at}: stage '{chosen.name}' reads {', '.join(missing)}, not made yet. Run the recipe first: omni2vec run."
         )
-    yield from chosen.preview(step, folder)
+    try:
+        yield from chosen.preview(step, folder)
+    except DataError:
+        raise
+    except (ValueError, FileNotFoundError) as error:  # a setting that is refused once the sources are open
+        raise RecipeError(f"stage '{chosen.name}': {error}") from error
 
 
 def hanging(line: str, width: int) -> Text:

@@ -124,3 +124,49 @@ def test_show_of_a_folder_without_shards_says_so(tmp_path):
 def test_eval_refuses_an_out_that_holds_something(tmp_path):
     (tmp_path / "x").write_text("")
     assert "exists already" in omni2vec("eval", "model", "shards", "--out", tmp_path, code=2)
+
+
+FAILING = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class First:
+    name: str = "first"
+
+    def make(self, out, where):
+        pass
+
+@dataclass(frozen=True)
+class Train:
+    name: str = "train"
+    of: First | None = None
+
+    def make(self, out, where):
+        pass
+
+    def plan(self, where):
+        raise ValueError("100 steps asked, but all sources have ended after 3")
+
+    def preview(self, step, where):
+        raise ValueError("a scheduled weight")
+        yield
+
+def recipe(*, waits: bool = False):
+    return Train(of=First() if waits else None)
+"""
+
+
+def test_plan_of_a_step_that_will_fail_says_error_and_exits_2(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FAILING)
+    into = ("--into", tmp_path / "run")
+    assert "  error: 100 steps asked, but all sources have ended after 3" in omni2vec("plan", path, *into, code=2)
+    text = omni2vec("plan", path, "waits=true", *into)
+    assert "known once first is done" in text and "error" not in text
+
+
+def test_a_batch_that_a_setting_forbids_is_one_message(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FAILING)
+    text = omni2vec("show", path, "--batch", "0", "--into", tmp_path / "run", code=2)
+    assert text.strip() == "error: stage 'train': a scheduled weight"

@@ -166,3 +166,31 @@ def test_an_override_makes_the_value_of_an_optional_field_that_holds_none():
     path = Path(__file__).parents[2] / "recipes" / "quickstart.py"
     assert by_name(load(path, ["train.zero.stage=3"]))["train"].zero == Zero(stage=3)
     assert "Zero has no field 'stages'" in refused(path, "train.zero.stages=3")
+
+
+EMPTY = """
+@dataclass(frozen=True)
+class Weighted:
+    pass
+
+@dataclass(frozen=True)
+class Mixed(Stage):
+    mix: Weighted = Weighted()
+
+def recipe():
+    return Mixed("train")
+"""
+
+
+def test_an_override_of_a_value_without_fields_says_so(tmp_path):
+    message = refused(written(tmp_path, STEP + EMPTY), "train.mix.every=10")
+    assert message.endswith(
+        "Weighted has no fields, so no 'every'; where another kind has, write mix=... of it in the recipe."
+    )
+
+
+@pytest.mark.parametrize("body", ["def recipe():\n    return family('none')\n", "made = family('none')\n"])
+def test_a_value_that_a_function_of_the_library_refuses_comes_with_the_recipes_line(tmp_path, body):
+    path = written(tmp_path, "from omni2vec.data.templates import family\n" + body)
+    line = 3 if "def" in body else 2
+    assert refused(path).startswith(f"{path}, line {line}: instructions 'none' are not known; expected one of")
