@@ -84,7 +84,7 @@ def _state(step: Step, folder: Folder, form: Mapping[str, Any], digest: str) -> 
         before, state = _read(made / "done.json"), "done"
     elif partial.exists():
         before, state = _read(folder.started(step)), "unfinished"
-        if before is None and not any(partial.iterdir()):
+        if (before is None and not any(partial.iterdir())) or _failed_at_once(partial, before, digest):
             return "new", ()
     else:
         return "new", ()
@@ -95,6 +95,21 @@ def _state(step: Step, folder: Folder, form: Mapping[str, Any], digest: str) -> 
     if before["digest"] == digest:
         return state, ()  # type: ignore[return-value]
     return "changed", tuple(_changes(step.name, before["step"], form))
+
+
+def _failed_at_once(partial: Path, before: Mapping[str, Any] | None, digest: str) -> bool:
+    """Whether a step of other fields has left nothing to lose: no more than why it failed, and a log without a step."""
+    if before is None or before["digest"] == digest:
+        return False
+    left = [p for p in partial.rglob("*") if p.is_file() and p.name not in FINDINGS]
+    return all(p == partial / "log.jsonl" and not _has_steps(p) for p in left)
+
+
+def _has_steps(log: Path) -> bool:
+    try:
+        return any("event" not in json.loads(line) for line in log.read_text().splitlines())
+    except ValueError:  # a line that was cut short: something was at work
+        return True
 
 
 def _changes(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -239,11 +254,13 @@ def _made(standing: Standing, folder: Folder, title: str, say: Say, parallel: Ma
     step = standing.step
     partial = folder.partial(step)
     say(f"{title}: {'goes on, was stopped in ' + str(partial) if standing.state == 'unfinished' else 'starts'}")
-    before = (_read(folder.started(step)) or {}) if standing.state == "unfinished" else {}
+    recorded = _read(folder.started(step))
+    before = (recorded or {}) if standing.state == "unfinished" else {}
+    anew = partial.exists() and _failed_at_once(partial, recorded, standing.digest)
     spent = float(before.get("seconds", 0.0))
     started = {"digest": standing.digest, "step": standing.canonical, "tries": before.get("tries", 0) + 1}
     put(folder.started(step), started | {"seconds": spent})
-    if not getattr(type(step), "resumes", False) and partial.exists():
+    if partial.exists() and (anew or not getattr(type(step), "resumes", False)):
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
     begin = time.perf_counter()

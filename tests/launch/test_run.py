@@ -279,3 +279,41 @@ def test_one_step_alone_wants_what_it_stands_on(toy, tmp_path):
 )
 def test_times_are_spoken(seconds, text):
     assert spoken(seconds) == text
+
+
+def failing(toy, at, *words):
+    with pytest.raises((RecipeError, ValueError)):
+        made(toy, at, *words)
+
+
+def test_a_step_that_failed_before_it_began_is_made_anew_from_a_corrected_recipe(toy, tmp_path, monkeypatch, steps):
+    def wrong(self, out, where):
+        (out / "failed.json").write_text("{}")
+        (out / "log.jsonl").write_text('{"step":0,"event":"start"}\n')
+        raise ValueError("no row can form it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.Train, "make", wrong)
+        failing(toy, tmp_path)
+    assert (tmp_path / "train.partial").exists()
+    lines = made(toy, tmp_path, "train.optimizer.lr=0.2")
+    assert "[2/4] train: starts" in lines
+    assert [entry["step"] for entry in log_of(tmp_path / "train")] == list(range(5))
+    assert json.loads((tmp_path / "train" / "done.json").read_text())["tries"] == 1
+
+
+def test_a_step_that_has_done_a_step_or_left_a_file_is_not_made_anew_unasked(toy, tmp_path, monkeypatch, steps):
+    def killed(name, text):
+        def make(self, out, where):
+            (out / name).write_text(text)
+            raise ValueError("killed")
+
+        return make
+
+    for at, (name, text) in enumerate([("log.jsonl", '{"step":0,"loss":1}\n'), ("rows.tar", "")]):
+        with monkeypatch.context() as patch:
+            patch.setattr(steps.Train, "make", killed(name, text))
+            failing(toy, tmp_path / str(at))
+        with pytest.raises(RecipeError, match=r"train\.optimizer\.lr: 0.1 -> 0.2"):
+            made(toy, tmp_path / str(at), "train.optimizer.lr=0.2")
+        assert (tmp_path / str(at) / "train.partial" / name).read_text() == text
