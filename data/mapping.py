@@ -77,6 +77,7 @@ def mapped(columns: Mapping[str, str], where: str) -> Mapped:
             known = ", ".join((*ITEMS, *IDS, "known", *TEXTS, f"{SCORES}NAME", f"{FIELD}NAME", f"{FIELD}NAME{ID}"))
             raise DataError(f"{where}: columns has an unknown field {name!r}; known are {known}")
     found = Mapped(items, others)
+    _check_ids(found, where)
     for name in () if found.fields else ("query", "positives"):
         if name not in items:
             raise DataError(
@@ -86,16 +87,21 @@ def mapped(columns: Mapping[str, str], where: str) -> Mapped:
     return found
 
 
+def _check_ids(found: Mapped, where: str) -> None:
+    for name in found.others:
+        of = name.removesuffix(ID)
+        if name.startswith(FIELD) and (of == name or of not in found.items):
+            missing = f"{of} is missing; give {of}=KIND:COLUMN, too" if of != name else f"expected {FIELD}NAME{ID}"
+            raise DataError(f"{where}: columns[{name!r}] is the id of no field: {missing}")
+
+
 def _check(found: Mapped, where: str) -> None:
-    """Raises DataError for a name that no field can have, ids of nothing, and several Items where a row has one."""
+    """Raises DataError for a name that no field can have, and several Items where a row has one."""
     for name in found.fields:
         if not NAME.fullmatch(name) or name in OWN:
             raise DataError(
                 f"{where}: columns has a field {name!r}; expected a name of a-z, 0-9 and _, and not {' or '.join(OWN)}"
             )
-    for name in found.others:
-        if name.startswith(FIELD) and not (name.endswith(ID) and name.removesuffix(ID) in found.items):
-            raise DataError(f"{where}: columns[{name!r}] is the id of no field; expected {FIELD}NAME{ID}, NAME mapped")
     for name, alternatives in found.items.items():
         if len(alternatives) > 1 and (name == TOGETHER or name.startswith(FIELD)):
             raise DataError(f"{where}: a row has one {name}; join its parts by ' + ', not by ' | '")

@@ -209,7 +209,10 @@ def lacking(example: Example, patterns: Sequence[Pattern]) -> str:
     if example.positives:
         has.append(f"target ({_kinds(example.positives)})")
     forms = ", ".join(repr(p.form) for p in patterns if p.weight or len(patterns) == 1)
-    return f"{example.key}: cannot form {forms}; its fields are {', '.join(has) or 'none'}"
+    return (
+        f"{example.key}: cannot form {forms}; its fields are {', '.join(has) or 'none'}; correct the row, or leave it "
+        "out: Feed(missing='skip')"
+    )
 
 
 def _able(example: Example, pattern: Pattern) -> Sequence[int]:

@@ -50,7 +50,8 @@ def cells(file: Path, columns: Sequence[str] | None) -> Iterator[Cells]:
         for column in columns or ():
             # JSON lines leave empty fields out, so only a table with a head can lack a column.
             if column not in row and ending not in JSON_LINES:
-                raise DataError(f"{file}: row {i}: no column {column!r}; there are {', '.join(map(repr, row))}")
+                there = ", ".join(map(repr, row))
+                raise DataError(f"{file}: row {i}: no column {column!r}; there are {there}{_parted(file, row)}")
         yield row
 
 
@@ -71,15 +72,47 @@ def _json_lines(file: Path, columns: Sequence[str] | None) -> Iterator[Cells]:
 def _csv(file: Path, columns: Sequence[str] | None) -> Iterator[Cells]:
     csv.field_size_limit(1 << 30)
     with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, delimiter=_delimiter(file))
         try:
-            for cells in csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ","):
+            for i, cells in enumerate(reader):
                 if None in cells:
+                    more = cells.pop(None)
                     raise DataError(
-                        f"{file}: a row has more cells than the head: {cells[None]}; quote cells with commas"
+                        f"{file}: row {i} (to line {reader.line_num}) has more cells than the head: {more}; "
+                        f"quote cells that hold the delimiter{_parted(file, cells)}"
                     )
                 yield {column: _listed(value) for column, value in cells.items()}
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: not a CSV in UTF-8 ({error})") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: {_not_utf8(file, error)}; save the table as UTF-8") from None
+        except csv.Error as error:
+            raise DataError(f"{file}: line {reader.line_num} is not CSV ({error})") from None
+
+
+def _delimiter(file: Path) -> str:
+    return "\t" if file.suffix.lower() == ".tsv" else ","
+
+
+def _parted(file: Path, row: Cells) -> str:
+    """Advice where the head is one cell that other signs part; nothing elsewhere."""
+    names = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
+    if file.suffix.lower() not in (".csv", ".tsv") or len(row) != 1:
+        return ""
+    own = _delimiter(file)
+    found = [names[sign] for sign in names if sign != own and sign in next(iter(row))]
+    if not found:
+        return ""
+    return f"; its cells are parted by {found[0]}, but a {file.suffix}'s by {names[own]}: save it so"
+
+
+def _not_utf8(file: Path, error: UnicodeDecodeError) -> str:
+    """The line with the fault: the reader decodes ahead of the rows that it gives."""
+    with file.open("rb") as lines:
+        for i, line in enumerate(lines):
+            try:
+                line.decode()
+            except UnicodeDecodeError as here:
+                return f"line {i + 1} is not UTF-8 (byte 0x{line[here.start]:02x} behind {line[: here.start]!r:.60})"
+    return f"not UTF-8 ({error})"
 
 
 def _listed(value: str | None) -> Any:

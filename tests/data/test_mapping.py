@@ -113,6 +113,7 @@ def test_json_lines_of_whole_rows_hold_fields_by_the_paths_of_their_media(shop: 
         ({"fields.": "text:title"}, "columns has a field ''"),
         ({"fields.query": "text:title"}, "columns has a field 'query'; .* and not query or target"),
         ({"fields.a": "text:title", "fields.b.id": "sku"}, "columns\\['fields.b.id'\\] is the id of no field"),
+        ({"fields.image.id": "sku"}, "is the id of no field: fields.image is missing; give fields.image=KIND:COLUMN"),
         ({"fields.a": "text:title", "fields.a.ids": "sku"}, "columns\\['fields.a.ids'\\] is the id of no field"),
         ({"fields.a": "text:title | text:kind"}, "a row has one fields.a; join its parts by ' \\+ ', not by ' | '"),
         ({"fields.a": "title"}, "columns\\['fields.a'\\] has 'title'; expected KIND:COLUMN"),

@@ -313,7 +313,8 @@ def test_a_row_that_can_form_no_pattern_says_what_it_has() -> None:
     row = replace(plain_row(), fields={"item": Item.text("x")}, positives=())
     assert possible(row, able) == ()
     assert lacking(row, able) == (
-        "ask/0: cannot form 'user -> item', 'image -> target'; its fields are item (text), query (image, text)"
+        "ask/0: cannot form 'user -> item', 'image -> target'; its fields are item (text), query (image, text); "
+        "correct the row, or leave it out: Feed(missing='skip')"
     )
     with pytest.raises(DataError, match=r"ask/0: cannot form 'image -> target'; its fields are"):
         formed(row, able, 1, 5, 0)

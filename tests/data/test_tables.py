@@ -359,3 +359,35 @@ def test_every_spec_of_the_docs_is_one_and_every_field_is_named() -> None:
 def test_the_docs_name_every_task_of_every_converter() -> None:
     text = PAGE.read_text()
     assert [name for name in SETS if f"| `{name}` |" not in text] == []
+
+
+def read(path: Path, **columns: str) -> list[Example]:
+    return list(examples(path, columns=columns))
+
+
+def test_a_row_with_too_many_cells_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("q,p\na,b\na,b,c\n")
+    with pytest.raises(DataError, match=r"a\.csv: row 1 \(to line 3\) has more cells than the head: \['c'\]"):
+        read(path, query="text:q", positives="text:p")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("q;p\na;b\n", "semicolons"), ("q;p\n1,5;b\n", "semicolons"), ("q\tp\na\tb\n", "tabs")]
+)
+def test_a_table_of_another_delimiter_is_told_from_one_that_lacks_a_column(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"its cells are parted by {named}, but a \.csv's by commas: save it so"):
+        read(path, query="text:q", positives="text:p")
+
+
+def test_a_table_of_another_encoding_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("q,p\na,b\nçä,b\n".encode("latin-1"))
+    with pytest.raises(
+        DataError, match=r"a\.csv: line 3 is not UTF-8 \(byte 0xe7 behind b''\); save the table as UTF-8"
+    ):
+        read(path, query="text:q", positives="text:p")
