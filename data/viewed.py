@@ -39,13 +39,21 @@ class Viewed:
         if not able:
             raise DataError(f"source {self.name!r}: none of {len(rows):,} rows fits. {lacking(rows[0], patterns)}")
         if len(able) < len(rows):
-            left = len(rows) - len(able)
-            log.warning(
-                "source %r: %s of %s rows lack a field and are left out", self.name, f"{left:,}", f"{len(rows):,}"
-            )
+            left = f"{len(rows) - len(able):,} of {len(rows):,}"
+            _tell(f"source {self.name!r}: {left} rows lack a field and are left out")
         return picked(self.name, rows, able, repr(self.pattern), self._seen)
 
     def _seen(self, example: Example) -> Example:
         seen = formed(example, (self.pattern,), 0, 0, 0)
         right = [item.id for item in example.positives] if self.pattern.to_target else []
         return replace(seen, known=tuple(dict.fromkeys([*right, *example.known])))
+
+
+_told: set[str] = set()
+
+
+def _tell(line: str) -> None:
+    """Once in a process, which may open a source for every step that reads it."""
+    if line not in _told:
+        _told.add(line)
+        log.warning(line)

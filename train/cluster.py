@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from .teacher import Teacher, Told, estimate
 log = logging.getLogger(__name__)
 
 _LOOKED_AT = 2048  # clusters at most, for the report's similarities
-_UNLINKED = 0.5  # of the rows: above it, most of the clusters are chance
+_UNLINKED = 0.1  # of the rows: above it, many of the clusters are chance
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,8 @@ class Cluster:
         parts = metis(ends, linked, -(-len(rows) // self.size), self.seed)
         cluster, moved = even(parts, ends, linked, self.size)
         found = report(cluster, edges, query, docs, answers, self.seed)
-        if found["unlinked_rows"] > _UNLINKED * len(rows):
-            log.warning(
-                f"step {self.name!r}: {found['unlinked_rows']:,} of {len(rows):,} rows are linked to none, so that "
-                f"their clusters are chance; raise neighbours={self.neighbours}, or lower skip={self.skip}"
-            )
+        for line in self._doubts(found):
+            log.warning(f"step {self.name!r}: {line}")
         settings = {"size": self.size, "skip": self.skip, "neighbours": self.neighbours, "seed": self.seed}
         facts = {"source": rows.name, "teacher": teacher.digest, **settings, **found, "moved_rows": moved}
         aside = teacher.out / ".report.json.part"
@@ -148,6 +145,20 @@ class Cluster:
         aside.replace(teacher.out / "report.json")
         about = {name: str(value) for name, value in settings.items()} | {"teacher": teacher.digest}
         write(teacher.out, cluster.astype(np.int32), rows, about)
+
+    def _doubts(self, found: Mapping[str, int | float]) -> Iterator[str]:
+        """What of the report should be read at once."""
+        rows, unlinked, last = found["rows"], found["unlinked_rows"], found["rows_of_last_cluster"]
+        if unlinked > _UNLINKED * rows:
+            yield (
+                f"{unlinked:,} of {rows:,} rows are linked to none, so that their clusters are chance; raise "
+                f"neighbours={self.neighbours}, or lower skip={self.skip}"
+            )
+        if last < self.size:
+            yield (
+                f"{rows:,} rows are no multiple of size={self.size}: the last of {found['clusters']:,} clusters has "
+                f"{last:,}, and once an epoch a sub-batch of it is filled up with rows of another"
+            )
 
 
 def report(

@@ -6,6 +6,7 @@ pixel: nothing is copied, and torch's uint8 resize is a third faster on four cha
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # Pillow's modes of one ch
 # What Pillow raises on bytes that are cut, broken or hostile: every parser has its own.
 PARSING = (SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error)
 BROKEN = (OSError, ValueError, RuntimeError, *PARSING)
+_ADDRESS = re.compile(r"\s*<[^<>]* object at 0x[0-9a-fA-F]+>")  # Pillow names the buffer that it was given
 
 
 def probe(blob: Blob, where: str) -> Image:
@@ -87,7 +89,7 @@ def reading(where: str) -> Iterator[None]:
     except DecompressionBombError as error:
         raise DataError(f"{where}: {error}; shrink the picture before packing") from error
     except (*BROKEN, MemoryError) as error:
-        why = str(error) or type(error).__name__
+        why = _ADDRESS.sub("", str(error)) or type(error).__name__
         raise DataError(f"{where}: the picture cannot be read ({why}); is it cut short? Replace or drop it") from error
 
 

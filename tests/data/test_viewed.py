@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omni2vec.data import viewed
 from omni2vec.data.mix import Feed
 from omni2vec.data.patterns import Pattern, formed
 from omni2vec.data.shards import write_shards
@@ -32,10 +33,13 @@ def shop(tmp_path: Path) -> Shards:
 
 
 def test_rows_that_can_form_the_pattern_are_plain_rows_and_the_others_are_counted(
-    shop: Shards, caplog: pytest.LogCaptureFixture
+    shop: Shards, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(viewed, "_told", set())
     with caplog.at_level(logging.WARNING):
         rows = Viewed(shop, FORM).open(nowhere)
+        Viewed(shop, FORM).open(nowhere)
+    assert caplog.text.count("lack a field") == 1  # in a process
     assert "source 'shop#image+clip_1?->title': 1 of 6 rows lack a field and are left out" in caplog.text
     plain = shop.open(nowhere)
     trained = [formed(plain[i], [FORM], 0, 7, 3) for i in (0, 1, 3, 4, 5)]

@@ -375,3 +375,18 @@ def test_a_recipe_plans_and_makes_the_clusters_that_a_feed_holds(folder, tmp_pat
         batch = {a.row for a in loader.plan(0).addresses}
     assert sum(g <= batch for g in groups) >= 1, "a batch of 16 holds no whole cluster of 8"
     assert sum(bool(g & batch) for g in groups) <= 3
+
+
+def test_a_row_of_fields_is_told_how_it_is_compared(folder):
+    bare = replace(row(1), query=Item(()), positives=(), fields={"a": Item.text("x"), "b": Item.text("y")})
+    for refuse in (lambda: Answers.of(Listed((row(0), bare))), lambda: teacher.Told().prompt(bare, "target")):
+        with pytest.raises(DataError, match=r'compare it by Viewed\(source, Pattern\("a -> b"\)\) in a recipe'):
+            refuse()
+
+
+def test_a_short_last_cluster_is_told_with_its_figures(folder, tmp_path, caplog):
+    made(folder, tmp_path / "a")
+    assert "60 rows are no multiple of size=8: the last of 8 clusters has 4" in caplog.text
+    caplog.clear()
+    made(folder, tmp_path / "b", size=10)
+    assert "multiple" not in caplog.text
