@@ -27,6 +27,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 OWN = ("query", "target")  # fields that every row with a query and positives has; no named field is called so
 
 _DROPPED = 6  # target fields that may be dropped: 2^6 targets are right for every view of the row
+_THEN = "correct the row, or leave it out: Feed(missing='skip')"
 _IDS = 1 << 16  # identities of single kinds of a mixed field that a process remembers
 
 
@@ -170,7 +171,7 @@ def formed(
     pattern = patterns[index]
     able = _able(example, pattern)
     if not able:
-        raise DataError(f"{lacking(example, [pattern])}; possible() tells which it can")
+        raise DataError(lacking(example, [pattern], "possible() tells which it can"))
     key = f"{example.key}#{pattern.slug}"
     # The positive that a feed without patterns would draw.
     place = able[choose(len(able), 1, seed, "positives", draw, example.key)[0]]
@@ -202,17 +203,14 @@ def formed(
     )
 
 
-def lacking(example: Example, patterns: Sequence[Pattern]) -> str:
-    """Why the row can form none of the patterns: key, its fields, the patterns."""
+def lacking(example: Example, patterns: Sequence[Pattern], then: str = _THEN) -> str:
+    """Why the row can form none of the patterns: key, its fields, the patterns; then, what to do."""
     items = {**example.fields, "query": example.query}
     has = [*(f"{n} ({_kinds([i])})" for n, i in sorted(items.items()) if i.parts)]
     if example.positives:
         has.append(f"target ({_kinds(example.positives)})")
     forms = ", ".join(repr(p.form) for p in patterns if p.weight or len(patterns) == 1)
-    return (
-        f"{example.key}: cannot form {forms}; its fields are {', '.join(has) or 'none'}; correct the row, or leave it "
-        "out: Feed(missing='skip')"
-    )
+    return f"{example.key}: cannot form {forms}; its fields are {', '.join(has) or 'none'}; {then}"
 
 
 def _able(example: Example, pattern: Pattern) -> Sequence[int]:

@@ -37,7 +37,8 @@ class Viewed:
         sure = without == 0 and not any(f.kind for f in self.pattern.needed)
         able = [i for i in range(len(rows)) if sure or possible(rows[i], patterns)]
         if not able:
-            raise DataError(f"source {self.name!r}: none of {len(rows):,} rows fits. {lacking(rows[0], patterns)}")
+            why = lacking(rows[0], patterns, "correct the form, or the rows")
+            raise DataError(f"source {self.name!r}: none of {len(rows):,} rows fits. {why}")
         if len(able) < len(rows):
             left = f"{len(rows) - len(able):,} of {len(rows):,}"
             _tell(f"source {self.name!r}: {left} rows lack a field and are left out")
