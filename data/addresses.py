@@ -18,10 +18,9 @@ _USERS = (  # elsewhere than on the web a user has a folder of his own
     (r"(?i)(\bhttps?://)[^/?#\s'\"]+@", r"\1"),
     (r"(://[^/:?#\s'\"@]+):[^/?#\s'\"]*@", r"\1@"),
 )
-_IN_TEXT = (
-    re.compile(  # a command goes up to the quote that it began with, or to the end of its line; a URL is one word
-        r"""(?<=")pipe:(?:\\.|[^"\\\n])*|(?<=')pipe:(?:\\.|[^'\\\n])*|\bpipe:[^\n]*|\b[A-Za-z][\w+.-]*://[^\s'"<>`]+"""
-    )
+# A command goes up to the quote that it began with, or to the end of its line; a URL is one word.
+_IN_TEXT = re.compile(
+    r"""(?<=")pipe:(?:\\.|[^"\\\n])*|(?<=')pipe:(?:\\.|[^'\\\n])*|\bpipe:[^\n]*|\b[A-Za-z][\w+.-]*://[^\s'"<>`]+"""
 )
 
 

@@ -6,7 +6,9 @@ Addresses may hold tokens: what is told or logged of them goes through `redacted
 from __future__ import annotations
 
 import logging
+import os
 import re
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,9 +31,14 @@ _STOP = r"\s'\"?#|;&<>"  # what ends a path in a URL or a command
 _TAR = re.compile(rf"[^/{_STOP}]+\.tar(?=[{_STOP}]|$)")
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)  # a shell leaves these as they are
 _TOLD_S = 30.0
+_WINDOW = 64  # shards that training reads at one time, unless its stage says otherwise
 _COUNTED = "counted"  # the folder of shards that were brought before their digest was known
 
 log = logging.getLogger(__name__)
+
+
+class _AbsentError(Exception):
+    """There is no such file there, or nothing tells that there is."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +158,22 @@ class Remote:
                 once()
                 return
             except (DataError, OSError) as error:
-                said = redacted(str(error))
+                said, wrong = redacted(str(error)), isinstance(error, DataError)
             if wait is None:
                 break
             log.warning("%s: attempt %s failed (%s); again in %g s", self.told(name), attempt + 1, said, wait)
             time.sleep(wait)
+        if self._on_web and "exit 22" in said:
+            said = f"{said}, HTTP {_status(self.address(name))}"
+        if wrong and name != NAME:
+            asked = f"Is its catalogue ({self.told(NAME)}) of the same shards?"
+        elif re.search(r"no such host|no connection|too slow|nothing came|HTTP (?:0|5\d\d)\b", said):
+            asked = "Is the host up, and can it be reached from here?"
+        else:
+            asked = "Does it exist, and may you read it?"
         raise DataError(
-            f"{self.told(name)}: cannot be brought here in {len(_WAITS_S) + 1} attempts: {said}. Does it exist, may "
-            f"you read it, and is its catalogue ({self.told(NAME)}) of the same shards?"
+            f"{self.told(name)}: cannot be brought here in {len(_WAITS_S) + 1} attempts: {said}. {asked} Once that is "
+            f"mended, the same command goes on"
         )
 
     def opened(self, source: str) -> Catalogue:
@@ -167,39 +182,74 @@ class Remote:
         home = self.cache.top / "catalogues" / digest(unsigned(self.template), self.pattern)[:16]
         home.mkdir(parents=True, exist_ok=True)
         with Lock(home / "lock", alone=True):
-            there = self._published(home)
+            there, why = self._published(home)
             kept = _read(home / NAME, self.cache.top / self.place)
+            log.log(
+                logging.INFO if there or kept or why == "HTTP 404" else logging.WARNING,
+                "%s: %s", self.told(NAME), f"no catalogue there ({why})" if why else "read",
+            )  # fmt: skip
             if there is None and kept is not None:
-                return kept
-            names = self._names(there)
+                return self._fitting(kept)
+            names = self._names(there, why)
             if there is not None and names == there.names():
                 found = there
             else:
                 found = self._built(names, [c for c in (there, kept) if c is not None])
             _checked(found, source)
             if kept is not None and kept.content == found.content:
-                return kept
-            return Catalogue(self.cache.top / self.place, found.arrays, found.content).write(home / NAME)
+                return self._fitting(kept)
+            return self._fitting(Catalogue(self.cache.top / self.place, found.arrays, found.content).write(home / NAME))
 
-    def _published(self, home: Path) -> Catalogue | None:
-        """The catalogue beside the shards, if there is one."""
+    def _fitting(self, catalogue: Catalogue) -> Catalogue:
+        """The catalogue; a cache that is too small for it is told of, for training may end in the midst."""
+        whole, count = int(catalogue.arrays["bytes"].sum()), len(catalogue.arrays["bytes"])
+        needed = whole * min(1.0, _WINDOW / count)
+        if self.cache.limit < needed:
+            log.warning(
+                "%s: the cache holds %.3g GB, less than %s of its shards (%.3g GB); a stage reads from as many at one "
+                "time as its window has, and fails without room for them: raise cache_gb, or lower the stage's window",
+                self.told("*"), self.cache.limit / GB, min(_WINDOW, count), needed / GB,
+            )  # fmt: skip
+        return catalogue
+
+    def _published(self, home: Path) -> tuple[Catalogue | None, str]:
+        """The catalogue beside the shards; None, and why, if there is none. Raises DataError where that is not sure: to
+        bring all shards instead would be dear."""
         with tempfile.TemporaryDirectory(dir=home) as folder:
             file = Path(folder, NAME)
             try:
-                download(self.address(NAME), file)
-            except OSError as error:
-                log.info("%s: no catalogue there (%s)", self.told(NAME), redacted(str(error)))
-                return None
-            return _read(file, Path(folder))
+                self._tried(NAME, lambda: self._listing(file))
+            except _AbsentError as absent:
+                return None, str(absent)
+            return Catalogue.read(file, file.parent), ""
 
-    def _names(self, there: Catalogue | None) -> list[str]:
+    def _listing(self, file: Path) -> None:
+        """Brings the catalogue. Of a command nobody knows what its failure means: most often that there is none."""
+        try:
+            download(self.address(NAME), file)
+            Catalogue.read(file, file.parent)
+        except (DataError, OSError) as error:
+            said = redacted(str(error)).replace(f"{file}: ", "")
+            if not self._on_web:
+                if re.search(r"nothing came|exit 255\b", said):  # the latter: ssh without a connection
+                    raise OSError(said) from None
+                raise _AbsentError(said) from None
+            if "exit 22" in said and _status(self.address(NAME)) == 404:
+                raise _AbsentError("HTTP 404") from None
+            raise type(error)(said) from None
+
+    @property
+    def _on_web(self) -> bool:
+        return re.match(r"(?i)https?://", self.template) is not None
+
+    def _names(self, there: Catalogue | None, why: str) -> list[str]:
         if self.pattern:
             names = sorted(set(expanded(self.pattern)), key=lambda n: n.split("/"))
         elif there is not None:
             names = there.names()
         else:
             raise DataError(
-                f"{self.told(NAME)}: no catalogue there, so the shards are not known; name them, as in "
+                f"{self.told(NAME)}: no catalogue there ({why}), so the shards are not known; name them, as in "
                 f"shard-{{000000..000999}}.tar, or put the folder's {NAME} beside them"
             )
         for name in names:
@@ -213,9 +263,9 @@ class Remote:
         places = {name: (c, i) for c in reversed(known) for i, name in enumerate(c.names())}
         missing = sum(name not in places for name in names)
         if missing:
-            log.info(
-                "%s: %s shards are in no catalogue there, so each is brought here once to count its rows; put the "
-                "folder's %s beside them to spare that", self.told("*"), f"{missing:,}", NAME,
+            log.warning(
+                "%s: %s shards are in no catalogue there, so each of them is brought here, whole, to count its rows; "
+                "end this and put the folder's %s beside them to spare that", self.told("*"), f"{missing:,}", NAME,
             )  # fmt: skip
         columns, told, done = Columns(), time.monotonic(), 0
         for name in names:
@@ -279,3 +329,10 @@ def _checked(catalogue: Catalogue, source: str) -> Catalogue:
             f"name"
         )
     return catalogue
+
+
+def _status(url: str) -> int:
+    """The HTTP status of a URL after redirections, asked as webdataset asks; 0 without an answer."""
+    args = ["curl", "-sL", "-r", "0-0", "--connect-timeout", "30", "-m", "60", "-o", os.devnull, "-w", "%{http_code}"]
+    told = subprocess.run([*args, url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout
+    return int(told) if told.isdigit() else 0

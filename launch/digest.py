@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
+from ..data.addresses import is_remote
+from ..data.sources import Shards
 from ..data.types import Rows, Step, Where, digest
 from .graph import held, is_step, needs
 from .record import fields_of
+
+SHARDS = f"{Shards.__module__}.{Shards.__name__}"
 
 
 def _compared(f: Field[Any]) -> bool:
@@ -19,13 +23,33 @@ def _compared(f: Field[Any]) -> bool:
 def canonical(step: Step, where: Where, digests: Mapping[str, str]) -> dict[str, Any]:
     """What decides a step's result: its fields, the digests of the steps it needs and of what it reads from outside.
 
-    Fields with compare=False (a number of workers, say) are left out: equal steps have equal digests.
+    Fields with compare=False (a number of workers, say) are left out: equal steps have equal digests. So are addresses
+    of shards elsewhere: the digest of their rows counts, not where they lie or what signs them.
     """
+    given = _even(fields_of(step, f"step '{step.name}'", _compared))
+    kept = _placeless(given)
+    read = sorted(outside(step, where))
     return {
-        "fields": _even(fields_of(step, f"step '{step.name}'", _compared)),
+        "fields": kept,
         "needs": {s.name: digests[s.name] for s in needs(step)},
-        "outside": dict(sorted(outside(step, where))),
+        "outside": dict(read) if kept == given else _joined(read),
     }
+
+
+def _placeless(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        at = plain.get("at")
+        far = plain.get("type") == SHARDS and isinstance(at, str) and is_remote(at)
+        return {k: _placeless(v) for k, v in plain.items() if not (far and k in ("at", "folder"))}
+    return [_placeless(v) for v in plain] if isinstance(plain, list) else plain
+
+
+def _joined(read: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """By name; sources of one name, whose addresses do not tell them apart, count together."""
+    found: dict[str, list[str]] = {}
+    for name, told in dict.fromkeys(read):
+        found.setdefault(name, []).append(told)
+    return {name: told[0] if len(told) == 1 else digest(*told) for name, told in found.items()}
 
 
 def step_digest(canonical: Mapping[str, Any]) -> str:

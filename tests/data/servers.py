@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-# (path, how often it was asked before) -> bytes to send of the file at most; -1 for all, None for a 404
+# (path, how often it was asked before) -> bytes to send of the file at most; -1 for all, None for a 404, -503 for a 503
 Fault = Callable[[str, int], int | None]
 
 
@@ -39,8 +39,8 @@ def serving(folder: Path) -> Iterator[Server]:
             server.asked.append(name)
             most = server.fault(name, counts[name])
             counts[name] += 1
-            if most is None or not (folder / name).is_file():
-                self.send_error(404)
+            if most is None or most < -1 or not (folder / name).is_file():
+                self.send_error(-most if most is not None and most < -1 else 404)
                 return
             data = (folder / name).read_bytes()
             self.send_response(200)

@@ -115,7 +115,7 @@ def test_rows_and_digest_are_those_of_the_shards_here(
         "pipe of a folder": (f"pipe:cat {made}/{{}} 2>/dev/null", ""),
     }[how]
     if "folder" in how and not catalogued:
-        with pytest.raises(DataError, match=r"no catalogue there, so the shards are not known; name them"):
+        with pytest.raises(DataError, match=r"no catalogue there \((HTTP 404|exit 1)\), so the shards are not"):
             opened(address, tmp_path / "c", names=names)
         return
     rows = opened(address, tmp_path / "c", names=names)
@@ -150,6 +150,43 @@ def test_shards_without_a_catalogue_are_brought_once_to_be_counted(
     rows = opened(f"{server.url}/{RANGE}", tmp_path / "c")
     contents(rows)
     assert sorted(server.tars()) == expanded(RANGE)
+
+
+@pytest.mark.parametrize("names", ["", RANGE])
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_catalogue_that_may_not_be_read_is_not_taken_for_none(
+    code: int, names: str, server: Server, tmp_path: Path
+) -> None:
+    server.fault = lambda name, _: -code if name == NAME else -1
+    with pytest.raises(DataError, match=rf"{NAME}: .* in 4 attempts: .*HTTP {code}\. Does .*goes on"):
+        opened(f"{server.url}/{{}}" if names else f"{server.url}/", tmp_path / "c", names=names)
+    assert server.tars() == []
+    server.fault = lambda name, before: -code if before < 11 else -1
+    opened(f"{server.url}/{names}", tmp_path / "c")
+
+
+def test_without_a_connection_the_error_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"4 attempts: exit 7: no connection\. Is the host up"):
+        opened(f"http://127.0.0.1:1/{RANGE}", tmp_path / "c")
+
+
+def test_a_page_in_place_of_the_catalogue_is_an_error(server: Server, made: Path, tmp_path: Path) -> None:
+    (made / NAME).write_text("<html>Please log in</html>")
+    with pytest.raises(DataError, match=rf"{NAME}: cannot be brought here"):
+        opened(f"{server.url}/{RANGE}", tmp_path / "c")
+    assert server.tars() == []
+
+
+def test_why_a_command_gave_no_catalogue_is_told_before_shards_are_counted(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = f"pipe:case {{}} in *.tar) cat {made}/{{}};; *) exit 3;; esac"
+    opened(address, tmp_path / "c", names=RANGE)
+    told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "no catalogue there (exit 3)" in told[0] and "6 shards are in no catalogue there" in told[1]
+    caplog.clear()
+    opened(address, tmp_path / "c", names=RANGE)
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
 
 
 def test_equal_keys_across_shards_are_an_error_there_too(server: Server, made: Path, tmp_path: Path) -> None:
@@ -199,6 +236,16 @@ def test_a_bound_smaller_than_a_shard_is_an_error_that_says_so(server: Server, t
     with pytest.raises(DataError, match=r"shard-000000\.tar: [\d,]+ bytes, but the cache .* may hold 10,000; raise"):
         rows[0]
     assert server.tars() == [] and kept(tmp_path / "c") == []
+
+
+def test_a_cache_that_is_smaller_than_a_window_is_told_at_opening(
+    server: Server, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = sum(p.stat().st_size for p in made.glob("*.tar"))
+    opened(f"{server.url}/{RANGE}", tmp_path / "c", (whole + 1) / 1e9)
+    assert "the cache holds" not in caplog.text
+    opened(f"{server.url}/{RANGE}", tmp_path / "c", (whole - 1) / 1e9)
+    assert "less than 6 of its shards" in caplog.text and "window" in caplog.text
 
 
 def test_a_shard_whose_examples_live_is_not_removed_and_the_error_says_what_to_raise(
@@ -444,7 +491,7 @@ SECRETS = (
 def test_no_message_tells_a_secret(address: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "hidden" not in redacted(address) and "x.tar" in redacted(address)
     source = Shards(address.replace("host", "127.0.0.1:1").replace("aws s3 cp", "false"), cache=str(tmp_path / "c"))
-    with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match=r"x\.tar") as error:
+    with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match=r"x\.tar|shards\.catalogue") as error:
         source.open(nowhere)
     with pytest.raises(DataError) as streamed:
         list(stream(address.replace("host", "127.0.0.1:1").replace("aws s3 cp", "false")))
