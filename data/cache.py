@@ -8,6 +8,7 @@ mapped stays readable, and the process reads on from there, or brings it again.
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import os
 import re
@@ -82,18 +83,23 @@ class Cache:
     top: Path
     limit: int
 
-    def hold(self, name: str, size: int, right: Callable[[Path], bool], fill: Callable[[Path], None]) -> Held:
+    def hold(
+        self, name: str, size: int, right: Callable[[Path], bool], fill: Callable[[Path], None], news_s: float = 0.0
+    ) -> Held:
         """The file `name`, brought by `fill` (which is given a path to write to, index beside) where it is missing or
-        not `right`; by one process, while the others wait. size: bytes, 0 where that is not known before.
+        not `right`; by one process, while the others wait. size: bytes, 0 where that is not known before. Where `fill`
+        failed while we waited, or less than `news_s` before, it is not tried again.
 
         Raises DataError where there is no room for it, and what `fill` raises.
         """
         path = self.top / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        at, end = _lock_of(path), 0.0
+        at, end, since = _lock_of(path), 0.0, time.time() - news_s
         while True:
             with suppress(BlockingIOError), Lock(at, alone=True, wait=False):
                 if not right(path):
+                    _failed(at, since)
+                    at.write_text("")
                     os.utime(at)
                     self._bring(path, size, fill)
             try:
@@ -131,7 +137,11 @@ class Cache:
         try:
             if size:
                 self._room(path, size, lambda: _reserved(aside, size))
-            fill(aside)
+            try:
+                fill(aside)
+            except DataError as error:
+                _lock_of(path).write_text(json.dumps([time.time(), str(error)]))
+                raise
             whole = aside.stat().st_size + index_path(aside).stat().st_size
             self._room(path, whole, lambda: index_path(aside).replace(index_path(path)))
             aside.replace(path)
@@ -188,6 +198,16 @@ class Cache:
 
 def _lock_of(path: Path) -> Path:
     return path.with_name(path.name + _LOCK)
+
+
+def _failed(lock: Path, since: float) -> None:
+    """Raises the DataError that another process met after `since`, for those that waited for the same file."""
+    try:
+        when, said = json.loads(lock.read_text())
+    except (OSError, ValueError):
+        return
+    if when >= since:
+        raise DataError(said)
 
 
 def _used(path: Path) -> float:

@@ -106,7 +106,7 @@ class Remote:
             else:
                 self._tried(entry.name, lambda: self._whole(entry, path))
 
-        return self.cache.hold(self._name(entry), entry.bytes, right, fill)
+        return self.cache.hold(self._name(entry), entry.bytes, right, fill, sum(_WAITS_S))
 
     def again(self, entry: Entry) -> Held | None:
         """The shard in the cache, if it is still there since `held`."""
@@ -149,7 +149,7 @@ class Remote:
 
             self._tried(name, once)
 
-        held = self.cache.hold(f"{self.place}/{_COUNTED}/{name}", 0, right, fill)
+        held = self.cache.hold(f"{self.place}/{_COUNTED}/{name}", 0, right, fill, sum(_WAITS_S))
         return Entry.of(name, opened_index(Path(held)))
 
     def _tried(self, name: str, once: Callable[[], None]) -> None:

@@ -337,6 +337,23 @@ def test_what_cannot_be_brought_whole_is_an_error_with_its_address_and_nothing_i
     assert kept(tmp_path / "c") == [] and not list((tmp_path / "c").rglob("*.part*"))
 
 
+def _why(sent: bytes) -> str:
+    with pytest.raises(DataError) as error:
+        pickle.loads(sent)[0]
+    return str(error.value)
+
+
+def test_processes_that_want_a_shard_that_fails_share_the_attempts(server: Server, tmp_path: Path) -> None:
+    rows = opened(f"{server.url}/{RANGE}", tmp_path / "c")
+    server.fault = lambda name, _: time.sleep(0.1)
+    with ProcessPoolExecutor(3, get_context("fork")) as pool:
+        (said,) = set(pool.map(_why, [pickle.dumps(rows)] * 3))
+    assert "in 4 attempts: exit 22: refused or not found, HTTP 404. Does it exist" in said
+    assert len(server.tars()) == 5  # and once for its status
+    server.fault = lambda name, _: -1
+    assert rows[0].key
+
+
 def test_a_truncated_shard_without_a_catalogue_is_found_by_its_end(server: Server, made: Path, tmp_path: Path) -> None:
     (made / NAME).unlink()
     path = made / "shard-000002.tar"
