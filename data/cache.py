@@ -165,7 +165,7 @@ class Cache:
                 raise DataError(
                     f"{path.name}: no room for its {size:,} bytes in {self.top} ({self.limit:,}): all in it is being "
                     f"read; raise cache_gb to hold the shards that are read at one time (64 of each source, and as "
-                    f"many again), or pack smaller ones"
+                    f"many again), lower the stage's window, or pack smaller ones"
                 )
             if not told:
                 log.warning("%s: full of shards that are being read; waiting. Raise cache_gb", self.top)
