@@ -37,7 +37,7 @@ def stage(folder: Path, variant: str) -> Stage:
     # Both sources' shares follow their losses, the temperature the stage's progress.
     feeds = (Feed(Take(rows, 10, name="few"), negatives=Ramp(0, 1)), Feed(Rest(rows, 10, name="rest"), 2.0))
     mix, temperature = Adaptive(every=4, strength=9.0, smooth=0.0), Ramp(0.1, 0.02)
-    adaptive = replace(made, feeds=feeds, mix=mix, batch=12, sub_batch=2, temperature=temperature)
+    adaptive = replace(made, feeds=feeds, mix=mix, batch=8, sub_batch=2, temperature=temperature)
     if variant == "adaptive":
         return adaptive
     if variant == "lora":

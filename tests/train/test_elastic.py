@@ -54,7 +54,11 @@ def whole(folder, tmp_path_factory):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("variant", "ranks"), [("elastic 3", (2, 1, 2)), pytest.param("elastic 2", (2, 1), marks=pytest.mark.slow)]
+    ("variant", "ranks"),
+    [
+        ("elastic 3", (2, 1)),
+        *(pytest.param(v, r, marks=pytest.mark.slow) for v, r in (("elastic 3", (2, 1, 2)), ("elastic 2", (2, 1)))),
+    ],
 )
 def test_ranks_killed_and_begun_again_in_other_numbers_end_at_the_same_weights(
     folder, whole, tmp_path, variant, ranks  # noqa: F811

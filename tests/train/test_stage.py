@@ -84,7 +84,10 @@ def whole(folder, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize(("variant", "weights"), [("lora", "adapter_model"), ("best", "model"), ("adaptive", "model")])
+@pytest.mark.parametrize(
+    ("variant", "weights"),
+    [("lora", "adapter_model"), ("adaptive", "model"), pytest.param("best", "model", marks=pytest.mark.slow)],
+)
 def test_a_killed_stage_resumes_to_the_same_weights_to_the_bit(folder, whole, tmp_path, variant, weights):
     cut = tmp_path / "cut"
     kill_at(folder, variant, cut, 4)
