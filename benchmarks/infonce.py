@@ -51,7 +51,6 @@ def batch(rows: int, masked: bool) -> tuple[list[Tensor], Relation]:
         doc_id=doc_id,
         known_id=doc_id,
         known_query=each,
-        score=torch.full((rows,), float("nan")),
     )
     return [t.requires_grad_() for t in (query, docs, torch.tensor([SCALE]))], relation
 

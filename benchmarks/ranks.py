@@ -127,7 +127,6 @@ def _relation(count: int) -> Relation:
         doc_id=ids[count:],
         known_id=ids[count:][first],
         known_query=torch.arange(count),
-        score=torch.full((2 * count,), float("nan")),
     )
 
 

@@ -5,8 +5,8 @@ Documents are ordered query by query: the positives of query 0, its negatives, t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -35,17 +35,24 @@ class Relation:
     doc_id: Tensor  # (N, 2)
     known_id: Tensor  # (K, 2) ids of right answers, drawn or not, that are among the documents
     known_query: Tensor  # (K,) whose, ascending
-    score: Tensor  # (N,) float32: the "label" score, NaN where there is none
+    scores: Mapping[str, Tensor] = field(default_factory=dict)  # by name, (N,) float32 each, NaN where there is none
+
+    @property
+    def score(self) -> Tensor:
+        """(N,) the "label" score."""
+        given = self.scores.get("label")
+        return torch.full((len(self.owner),), torch.nan, device=self.owner.device) if given is None else given
 
     def to(self, device: torch.device | str) -> Relation:
-        return Relation(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        moved = {name: t.to(device) for name, t in vars(self).items() if isinstance(t, Tensor)}
+        return replace(self, **moved, scores={name: t.to(device) for name, t in self.scores.items()})
 
     @staticmethod
     def of(examples: Sequence[Example], sources: Sequence[str]) -> Relation:
         """The Relation of examples whose positives and negatives are those drawn for this batch."""
         index = {name: i for i, name in enumerate(sources)}
         docs = [
-            (q, kind, k, item, e.scores.get("label", ()), k + (0 if kind else len(e.positives)))
+            (q, kind, k, item, k + (0 if kind else len(e.positives)))
             for q, e in enumerate(examples)
             for kind, items in ((True, e.positives), (False, e.negatives))
             for k, item in enumerate(items)
@@ -65,6 +72,14 @@ class Relation:
         def longs(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int64)
 
+        names = sorted({name for e in examples for name in e.scores})
+
+        def scores(name: str) -> Tensor:
+            given = [examples[q].scores.get(name, ()) for q, *_ in docs]
+            at = [d[4] for d in docs]
+            values = [g[i] if i < len(g) else float("nan") for g, i in zip(given, at, strict=True)]
+            return torch.tensor(values, dtype=torch.float32)
+
         labels = [id_pair(e.label) if e.label else (0, 0) for e in examples]
         return Relation(
             query_id=ids([e.query.id for e in examples]),
@@ -76,7 +91,7 @@ class Relation:
             doc_id=ids([d[3].id for d in docs]),
             known_id=ids([i for _, i in known]),
             known_query=longs([q for q, _ in known]),
-            score=torch.tensor([d[4][d[5]] if d[5] < len(d[4]) else float("nan") for d in docs], dtype=torch.float32),
+            scores={name: scores(name) for name in names},
         )
 
 
@@ -96,6 +111,6 @@ def of_queries(relation: Relation, keep: Tensor) -> tuple[Relation, Tensor, Tens
         doc_id=relation.doc_id[docs],
         known_id=relation.known_id[known],
         known_query=renumbered[relation.known_query[known]],
-        score=relation.score[docs],
+        scores={name: t[docs] for name, t in relation.scores.items()},
     )
     return out, queries, docs
