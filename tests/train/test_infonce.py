@@ -177,7 +177,7 @@ def test_documents_may_stand_in_any_order_of_the_relation(both: bool) -> None:
     relation = Relation.of(examples, ["a", "b"])
     query, docs, scale = vectors(relation)
     order = torch.randperm(len(docs))
-    fields = ("owner", "positive", "rank", "doc_id", "score")
+    fields = ("owner", "positive", "rank", "doc_id")
     moved = replace(relation, **{f: getattr(relation, f)[order] for f in fields})
     o = InfoNCE(both=both, tile=6)
     losses = [o.contrast(query, d, r, scale, CLOCK).sum for d, r in ((docs, relation), (docs[order], moved))]
