@@ -6,7 +6,8 @@ gradients home; any other is computed by every rank alike, and each takes its ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,22 @@ import torch
 from torch import Tensor
 
 from ..data.relation import Relation, of_queries
+from ..data.schedules import at
 from ..data.types import Clock
 from .gather import Group, bring
-from .objectives.types import Contrastive, Local, Objective, Pairwise, Sharded
+from .objectives.pairs import pairs
+from .objectives.types import (
+    Contrastive,
+    Layer,
+    Layered,
+    Local,
+    NoScoreError,
+    Objective,
+    Pairwise,
+    Sharded,
+    States,
+    Stepped,
+)
 
 
 @dataclass(frozen=True)
@@ -27,21 +41,41 @@ class Bound:
     objectives: tuple[Objective, ...]
     groups: frozenset[int]
 
-    def label(self, objective: Objective) -> str:
-        return f"{self.name}/{type(objective).__name__.lower()}"
+    def labelled(self) -> Iterator[tuple[str, Objective]]:
+        """Every objective under a name of its own: of two of one kind, the second ends with "-2"."""
+        seen: Counter[str] = Counter()
+        for objective in self.objectives:
+            name = f"{self.name}/{'.'.join(type(o).__name__.lower() for o in nested(objective))}"
+            seen[name] += 1
+            yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), objective
 
 
-def local_terms(bounds: Sequence[Bound]) -> dict[str, tuple[frozenset[int], Local]]:
-    """Every Local objective by name, with the sources whose answers it takes."""
-    return {b.label(o): (b.groups, o) for b in bounds for o in b.objectives if isinstance(o, Local)}
+def nested(objective: Objective) -> Iterator[Objective]:
+    """The objective, and those that it wraps, from outside in."""
+    inner: Any = objective
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "of", None)
+
+
+def local_terms(bounds: Sequence[Bound]) -> dict[str, tuple[frozenset[int], Local | States]]:
+    """Every objective that a row has alone by name, with the sources that it is for."""
+    return {n: (b.groups, o) for b in bounds for n, o in b.labelled() if isinstance(o, Local | States)}
+
+
+def layers_of(bounds: Sequence[Bound]) -> tuple[Layer, ...]:
+    """The inner layers whose vectors are asked for, each once."""
+    return tuple(dict.fromkeys(o.layer for b in bounds for o in b.objectives if isinstance(o, Layered)))
 
 
 @dataclass
 class Graded:
-    """d_own (n, D): the gradient by the vectors of this rank's n entries, in the order of its chunks; d_scale (1,): of
-    the whole, on every rank; losses: by objective, before weights; loss: their weighted sum, equal on all ranks."""
+    """d_own (n, D): the gradient by the vectors of this rank's n entries, in the order of its chunks; d_at: by those of
+    each inner layer; d_scale, of the whole, as the scale, on every rank; losses: by objective, before weights; loss:
+    their weighted sum, equal on all ranks."""
 
     d_own: Tensor
+    d_at: dict[Layer, Tensor]
     d_scale: Tensor
     loss: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
@@ -68,6 +102,7 @@ class Owners:
 
 def batch_loss(
     vectors: Tensor,
+    at_layers: Mapping[Layer, Tensor],
     scale: Tensor,
     relation: Relation,
     good: Tensor,
@@ -75,10 +110,12 @@ def batch_loss(
     clock: Clock,
     owners: Owners,
 ) -> Graded:
-    """vectors (Q + N, D) and scale (1,), detached, the same on every rank; good (Q,): rows that count."""
+    """vectors (Q + N, D), those of inner layers, and the scale (1,) or (2,), detached, the same on every rank; good
+    (Q,): rows that count. Raises NoScoreError with the row's index in the batch."""
     q = len(relation.query_id)
     own = len(owners.entries[owners.group.rank])
-    out = Graded(vectors.new_zeros((own, vectors.shape[1])), torch.zeros_like(scale))
+    zeros = {layer: v.new_zeros((own, v.shape[1])) for layer, v in at_layers.items()}
+    out = Graded(vectors.new_zeros((own, vectors.shape[1])), zeros, torch.zeros_like(scale))
     for bound in bounds:
         mine = good & torch.isin(relation.query_source, torch.tensor(sorted(bound.groups), device=good.device))
         part, queries, docs = of_queries(relation, mine)
@@ -86,69 +123,82 @@ def batch_loss(
             continue
         whole = len(queries) == q  # then no copy is needed
         rows = (queries, q + docs)
-        pair = (vectors[:q], vectors[q:]) if whole else (vectors[rows[0]], vectors[rows[1]])
-        for objective in bound.objectives:
-            if isinstance(objective, Local):
+        for label, objective in bound.labelled():
+            if isinstance(objective, Local | States):
                 continue
-            grade = _shared if isinstance(objective, Sharded) else _whole
-            value = grade(objective, pair, rows, scale, part, clock, owners, out)
-            out.losses[bound.label(objective)] = value
-            out.loss += objective.weight * value
+            layer = objective.layer if isinstance(objective, Layered) else None
+            given, into = (vectors, out.d_own) if layer is None else (at_layers[layer], out.d_at[layer])
+            pair = (given[:q], given[q:]) if whole else (given[rows[0]], given[rows[1]])
+            work = _Work(pair, rows, _scale_of(objective, scale), part, clock, owners, into, out.d_scale)
+            try:
+                value = work.shared(objective) if isinstance(objective, Sharded) else work.whole(objective)
+            except NoScoreError as error:
+                raise NoScoreError(int(queries[error.query]), error.lacks) from error
+            out.losses[label] = value
+            out.loss += work.weight(objective) * value
     return out
+
+
+def _scale_of(objective: Objective, scale: Tensor) -> Tensor:
+    """What an objective is given of the scale: the inverse temperature, and the step of int8 where it takes one."""
+    if not (isinstance(objective, Stepped) and objective.stepped):
+        return scale[:1]
+    if len(scale) != 2:
+        raise ValueError(
+            f"{type(objective).__name__} learns the step of int8 vectors, and this embedder has none; train it in a "
+            "Stage, which gives it one, or load it with Settings(int8=True)"
+        )
+    return scale
 
 
 Pair = tuple[Tensor, Tensor]
 
 
-def _whole(
-    objective: Contrastive | Pairwise,
-    pair: Pair,
-    rows: Pair,
-    scale: Tensor,
-    part: Relation,
-    clock: Clock,
-    owners: Owners,
-    out: Graded,
-) -> float:
-    """By autograd, over all rows."""
-    query, doc = (v.detach().requires_grad_() for v in pair)
-    leaf = scale.clone().requires_grad_()
-    with torch.enable_grad():
-        if isinstance(objective, Contrastive):
-            found = objective.contrast(query, doc, part, leaf, clock)
-            value = found.sum / max(found.count, 1)
-        else:
-            first = part.positive & (part.rank == 0)
-            cosine = (query[part.owner[first]] * doc[first]).sum(-1)
-            value = objective.pairwise(cosine, part.score[first], clock)
-    if value.requires_grad:
-        *gradients, d_scale = torch.autograd.grad(value, (query, doc, leaf), allow_unused=True)
-        for entries, gradient in zip(rows, gradients, strict=True):
-            if gradient is not None:
-                place = owners.place[entries]
-                here = place >= 0
-                out.d_own.index_add_(0, place[here], gradient[here].to(out.d_own.dtype), alpha=objective.weight)
-        if d_scale is not None:
-            out.d_scale += objective.weight * d_scale
-    return float(value.detach())
+@dataclass(frozen=True)
+class _Work:
+    """One objective's rows of the batch, and where its gradients go."""
 
+    pair: Pair
+    rows: Pair  # entries of the batch
+    scale: Tensor
+    part: Relation
+    clock: Clock
+    owners: Owners
+    d_own: Tensor
+    d_scale: Tensor
 
-def _shared(
-    objective: Any,
-    pair: Pair,
-    rows: Pair,
-    scale: Tensor,
-    part: Relation,
-    clock: Clock,
-    owners: Owners,
-    out: Graded,
-) -> float:
-    """Each rank its share of the rows; the gradients go home."""
-    found = objective.sharded(*pair, part, scale, clock, owners.group)
-    factor: float = objective.weight / max(found.count, 1)
-    for entries, gradient in zip(rows, (found.d_query, found.d_docs), strict=True):
-        here, home = bring(owners.group, gradient, entries, owners.rank_of)
-        out.d_own.index_add_(0, owners.place[here], home.to(out.d_own.dtype), alpha=factor)
-    out.d_scale += factor * found.d_scale
-    value: float = float(found.sum) / max(found.count, 1)
-    return value
+    def weight(self, objective: Contrastive | Pairwise) -> float:
+        return at(objective.weight, self.clock.progress)
+
+    def whole(self, objective: Contrastive | Pairwise) -> float:
+        """By autograd, over all rows."""
+        query, doc = (v.detach().requires_grad_() for v in self.pair)
+        leaf, weight = self.scale.clone().requires_grad_(), self.weight(objective)
+        with torch.enable_grad():
+            if isinstance(objective, Contrastive):
+                found = objective.contrast(query, doc, self.part, leaf, self.clock)
+                value = found.sum / max(found.count, 1)
+            else:
+                value = objective.pairwise(*pairs(query, doc, self.part), self.clock)
+        if value.requires_grad:
+            *gradients, d_scale = torch.autograd.grad(value, (query, doc, leaf), allow_unused=True)
+            for entries, gradient in zip(self.rows, gradients, strict=True):
+                if gradient is not None:
+                    place = self.owners.place[entries]
+                    here = place >= 0
+                    self.d_own.index_add_(0, place[here], gradient[here].to(self.d_own.dtype), alpha=weight)
+            if d_scale is not None:
+                self.d_scale[: len(leaf)] += weight * d_scale
+        return float(value.detach())
+
+    def shared(self, objective: Any) -> float:
+        """Each rank its share of the rows; the gradients go home."""
+        owners = self.owners
+        found = objective.sharded(*self.pair, self.part, self.scale, self.clock, owners.group)
+        factor = self.weight(objective) / max(found.count, 1)
+        for entries, gradient in zip(self.rows, (found.d_query, found.d_docs), strict=True):
+            here, home = bring(owners.group, gradient, entries, owners.rank_of)
+            self.d_own.index_add_(0, owners.place[here], home.to(self.d_own.dtype), alpha=factor)
+        self.d_scale[: len(self.scale)] += factor * found.d_scale
+        value: float = float(found.sum) / max(found.count, 1)
+        return value

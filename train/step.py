@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from ..data.planned import Plan
-from ..data.types import Clock
+from ..data.schedules import at
+from ..data.types import Clock, DataError
 from ..model.embedder import LocalTerms
 from ..model.types import Encoded, Inputs, Towers
 from .engine import Engine
 from .gather import Group, gather_vectors
 from .loss import Bound as Bound
-from .loss import Graded, Owners, batch_loss, local_terms
-from .objectives.types import Local
+from .loss import Graded, Owners, batch_loss, layers_of, local_terms
+from .objectives.types import Local, NoScoreError, States
 from .offload import offloading
 from .trouble import ran_out_of_memory
 
@@ -77,10 +78,12 @@ class _Chunk:
 
 @dataclass
 class _Passed:
-    """What the first pass left. own: this rank's vectors, chunk by chunk; failed: its entries that stand in as grey."""
+    """What the first pass left. own: this rank's vectors, chunk by chunk; at: those of inner layers; failed: its
+    entries that stand in as grey."""
 
     chunks: list[_Chunk] = field(default_factory=list)
     own: list[Tensor] = field(default_factory=list)
+    at: dict[int, list[Tensor]] = field(default_factory=dict)
     scale: Tensor | None = None
     failed: set[int] = field(default_factory=set)
     dropped: set[int] = field(default_factory=set)  # chunks whose towers' outputs found no room
@@ -88,7 +91,7 @@ class _Passed:
     dummies: int = 0
 
 
-def callables(terms: Mapping[str, tuple[frozenset[int], Local]]) -> LocalTerms:
+def callables(terms: Mapping[str, tuple[frozenset[int], Local | States]]) -> LocalTerms:
     """As Embedder.forward takes them."""
 
     def call(objective: Local) -> Callable[[Tensor, Tensor], tuple[Tensor, int]]:
@@ -98,7 +101,7 @@ def callables(terms: Mapping[str, tuple[frozenset[int], Local]]) -> LocalTerms:
 
         return term
 
-    return {name: (groups, call(o)) for name, (groups, o) in terms.items()}
+    return {name: (groups, call(o)) for name, (groups, o) in terms.items() if isinstance(o, Local)}
 
 
 def cached_step(
@@ -127,8 +130,10 @@ def cached_step(
     """
     local, group = local_terms(bounds), engine.group
     terms = callables(local)
+    inner = {layer: engine.embedder.layer(layer) for layer in layers_of(bounds)}
+    layers = tuple(sorted(set(inner.values())))
     memories = (memory,) * len(plan.chunks) if isinstance(memory, str) else tuple(memory)
-    first, passed = _First(engine, terms, memories, host_bytes, watch, count), _Passed()
+    first, passed = _First(engine, terms, layers, memories, host_bytes, watch, count), _Passed()
     full = ran_out_of_memory(engine, lambda: first(plan, chunks, passed))
     if full:
         passed.chunks.clear()
@@ -136,23 +141,35 @@ def cached_step(
         failed = _agree(group, engine.device, plan, passed, full)
         entries = [torch.tensor([e for c in of_rank for e in c.entries], dtype=torch.int64) for of_rank in plan.ranks]
         vectors = gather_vectors(group, entries, torch.cat(passed.own))
+        at_layer = {n: gather_vectors(group, entries, torch.cat(passed.at[n])) for n in layers}
         passed.own.clear()
+        passed.at.clear()
     bad = {plan.slots[e][0] for e in failed}
     good = torch.ones(len(plan.keys), dtype=torch.bool, device=vectors.device)
     good[sorted(bad)] = False
     assert passed.scale is not None
     if scale is not None:
-        passed.scale = torch.full_like(passed.scale, scale)
-    done = Done(vectors, passed.scale, rows=int(good.sum()), failed=tuple(sorted(bad)))
+        passed.scale = passed.scale.clone()
+        passed.scale[0] = scale
+    done = Done(vectors, passed.scale[:1], rows=int(good.sum()), failed=tuple(sorted(bad)))
     with watch("loss"):
         owners = Owners.of(group, entries, vectors.device)
-        graded = batch_loss(vectors, passed.scale, plan.relation.to(vectors.device), good, bounds, clock, owners)
+        at_layers = {layer: at_layer[n] for layer, n in inner.items()}
+        relation = plan.relation.to(vectors.device)
+        try:
+            graded = batch_loss(vectors, at_layers, passed.scale, relation, good, bounds, clock, owners)
+        except NoScoreError as error:
+            raise DataError(f"{plan.keys[error.query]}: {error.lacks}") from error
+        for layer, n in inner.items():  # two names may be one layer
+            found = graded.d_at.pop(layer)
+            graded.d_at[n] = graded.d_at[n] + found if n in graded.d_at else found
     done.loss, done.losses = graded.loss, graded.losses
     done.finite = math.isfinite(done.loss)
     if done.finite:
-        labels = {name: _labels(plan, groups, failed) for name, (groups, _) in local.items()}
-        weights = {n: (o.weight / labels[n] if labels[n] else 0.0) for n, (_, o) in local.items()}
-        sums, done.flops, done.dummies = _Second(engine, terms, weights, again, watch, plain)(plan, passed, graded)
+        labels = {name: _counted(plan, groups, o, failed) for name, (groups, o) in local.items()}
+        weights = {n: at(o.weight, clock.progress) / labels[n] if labels[n] else 0.0 for n, (_, o) in local.items()}
+        second = _Second(engine, terms, layers, weights, again, watch, plain)
+        sums, done.flops, done.dummies = second(plan, passed, graded)
         for name, total in sums.items():
             if labels[name]:
                 done.losses[name] = total / labels[name]
@@ -160,10 +177,11 @@ def cached_step(
     return done
 
 
-def _labels(plan: Plan, groups: frozenset[int], failed: set[int]) -> int:
-    """Next-token labels of the whole batch, by which a Local sum is divided: those of entries that were decoded."""
+def _counted(plan: Plan, groups: frozenset[int], objective: Local | States, failed: set[int]) -> int:
+    """By what the sum of the whole batch is divided: next-token labels, or Items, of entries that were decoded."""
     costs = zip(plan.costs, plan.groups, strict=True)
-    return sum(c.labels for e, (c, g) in enumerate(costs) if g in groups and e not in failed)
+    mine = [c for e, (c, g) in enumerate(costs) if g in groups and e not in failed]
+    return len(mine) if isinstance(objective, States) else sum(c.labels for c in mine)
 
 
 def _agree(group: Group, device: torch.device, plan: Plan, passed: _Passed, out_of_memory: bool) -> set[int]:
@@ -198,6 +216,7 @@ class _First:
 
     engine: Engine
     terms: LocalTerms
+    layers: tuple[int, ...]
     memories: Sequence[Memory]
     host_bytes: int
     watch: Watch
@@ -218,6 +237,8 @@ class _First:
                     state = _Chunk(at, len(chunk.entries))
                     encoded = self._run(state, _silent(inputs), memory, frozen)
                 passed.own.append(encoded.vectors.detach()[: len(chunk.entries)])
+                for layer in self.layers:
+                    passed.at.setdefault(layer, []).append(encoded.at[layer].detach()[: len(chunk.entries)])
                 passed.scale = encoded.scale.detach()
                 passed.chunks.append(state)
                 if memory == "vectors" and state.towers is None:
@@ -231,11 +252,11 @@ class _First:
         engine.checkpointing(memory != "all")
         if memory != "vectors":
             with offloading(memory == "offloaded", engine.device):
-                state.encoded = engine.embed(inputs, self.terms)
+                state.encoded = _embed(engine, inputs, self.terms, None, self.layers)
             return state.encoded
         state.rng = _rng(engine.device)
         with torch.no_grad():
-            encoded = engine.embed(inputs)
+            encoded = _embed(engine, inputs, None, None, self.layers)
         if frozen and encoded.towers is not None:
             self.seen += encoded.towers.nbytes
             state.towers = encoded.towers if self.seen <= self.host_bytes else None
@@ -251,6 +272,7 @@ class _Second:
 
     engine: Engine
     terms: LocalTerms
+    layers: tuple[int, ...]
     weights: Mapping[str, float]
     again: Callable[[Plan, int], Inputs] | None
     watch: Watch
@@ -275,11 +297,9 @@ class _Second:
     def _chunk(self, plan: Plan, passed: _Passed, i: int, graded: Graded, sums: dict[str, float]) -> None:
         state, last = passed.chunks[i], i == len(passed.chunks) - 1
         encoded = state.encoded if state.encoded is not None else self._replay(plan, i, state)
-        gradient = graded.d_own[state.first : state.first + state.count]
-        vectors = encoded.vectors
-        root = (vectors[: len(gradient)] * gradient).sum()
-        if len(vectors) > len(gradient):  # a dummy's vector counts nothing, yet its modules must be in the graph
-            root = root + 0.0 * vectors[len(gradient) :].sum()
+        root = _along(encoded.vectors, graded.d_own, state)
+        for layer in self.layers:
+            root = root + _along(encoded.at[layer], graded.d_at[layer], state)
         for name, (value, _) in encoded.local.items():
             sums[name] += float(value.detach())
             root = root + self.weights[name] * value
@@ -301,9 +321,22 @@ class _Second:
         after = _rng(engine.device)
         _set_rng(state.rng, engine.device)
         engine.checkpointing(not self.plain)
-        encoded = engine.embed(inputs, self.terms, state.towers)
+        encoded = _embed(engine, inputs, self.terms, state.towers, self.layers)
         _set_rng(after, engine.device)
         return encoded
+
+
+def _embed(
+    engine: Engine, inputs: Inputs, terms: LocalTerms | None, towers: Towers | None, layers: tuple[int, ...]
+) -> Encoded:
+    return engine.embed(inputs, terms, towers, layers) if layers else engine.embed(inputs, terms, towers)
+
+
+def _along(vectors: Tensor, gradient: Tensor, state: _Chunk) -> Tensor:
+    """A root whose gradient by a chunk's vectors is theirs in `gradient`. A dummy's vector counts nothing, yet its
+    modules must be in the graph."""
+    root = (vectors[: state.count] * gradient[state.first : state.first + state.count]).sum()
+    return root + 0.0 * vectors[state.count :].sum() if len(vectors) > state.count else root
 
 
 def _rng(device: torch.device) -> tuple[Tensor, Tensor | None]:

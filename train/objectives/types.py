@@ -17,6 +17,9 @@ from ...data.types import Clock, Where
 from ..gather import Group
 
 
+Layer = int | Literal["middle"]
+
+
 @dataclass(frozen=True)
 class SumCount:
     sum: Tensor  # ()
@@ -121,7 +124,7 @@ class Layered(Protocol):
     the embedder's are, without its final norm and head."""
 
     @property
-    def layer(self) -> int | Literal["middle"]: ...
+    def layer(self) -> Layer: ...
 
 
 @runtime_checkable
