@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,11 +16,9 @@ from torch import Tensor
 
 from ..data.relation import Relation, of_queries
 from .asked import Asked
+from .loss import Bound, nested
 from .objectives.infonce import InfoNCE
 from .objectives.types import Contrastive
-
-if TYPE_CHECKING:
-    from .step import Bound
 
 NAN = float("nan")
 _TILE = 4096  # documents scored at a time
@@ -137,8 +134,9 @@ def look(
 def task_of(bounds: Sequence[Bound]) -> tuple[frozenset[int], InfoNCE]:
     """The sources (by index) that have an in-batch task at all, and the InfoNCE that says what counts in it: the first
     one, or the default where another contrastive objective is in its place."""
-    groups = frozenset(g for b in bounds if any(isinstance(o, Contrastive) for o in b.objectives) for g in b.groups)
-    return groups, next((o for b in bounds for o in b.objectives if isinstance(o, InfoNCE)), InfoNCE())
+    inner = [(b.groups, tuple(nested(o))) for b in bounds for o in b.objectives]
+    groups = frozenset(g for of, os in inner if isinstance(os[-1], Contrastive) for g in of)
+    return groups, next((o for _, os in inner for o in os if isinstance(o, InfoNCE)), InfoNCE())
 
 
 def uniformity(vectors: Tensor) -> float:

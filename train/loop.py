@@ -82,7 +82,8 @@ def run(stage: Stage, out: Path, where: Where) -> None:
             signals = stack.enter_context(Signals())
             tell = teller(monitor)
             dog = stack.enter_context(Watchdog(group.rank, group.size, out, limit_s=stage.stall_s, tell=tell))
-            training = _Training(stage, engine, loader, journal, saver, state, out, tasks, signals, dog, count)
+            bounds = stage.bounds(where)
+            training = _Training(stage, bounds, engine, loader, journal, saver, state, out, tasks, signals, dog, count)
             journal.say("start", {"ranks": group.size, "chunk_tokens": state.chunk_tokens})
             if group.rank == 0 and (asked := wished(out, take=False)):
                 journal.say("begun again", asked)
@@ -102,6 +103,7 @@ def run(stage: Stage, out: Path, where: Where) -> None:
 @dataclass
 class _Training:
     stage: Stage
+    bounds: Sequence[Bound]
     engine: Engine
     loader: Loader[Inputs]
     journal: Journal
@@ -129,10 +131,10 @@ class _Training:
         return self.engine.group
 
     def go(self) -> None:
-        bounds, state, engine = self.stage.bounds(), self.state, self.engine
+        state, engine = self.state, self.engine
         for plan, chunks in self.watched():
             torch.manual_seed(bits(self.stage.seed, "step", plan.step, self.group.rank))
-            done, updated = self.step(plan, chunks, bounds) if plan.keys else self.nothing(plan)
+            done, updated = self.step(plan, chunks) if plan.keys else self.nothing(plan)
             state.step = plan.step + 1
             state.skipped_steps += not updated.applied and bool(plan.keys)
             state.loss_scale = (engine.loss_scale.value, engine.loss_scale.good)
@@ -157,7 +159,7 @@ class _Training:
             yield pair
             self.dog.beat(self.state.step, "plan")
 
-    def step(self, plan: Plan, chunks: Iterator[Inputs], bounds: Sequence[Bound]) -> tuple[Done, Updated]:
+    def step(self, plan: Plan, chunks: Iterator[Inputs]) -> tuple[Done, Updated]:
         stage, engine = self.stage, self.engine
         clock = Clock(plan.step, plan.step / stage.steps, stage.seed)
         memory = memories(self.state, plan, engine)
@@ -165,7 +167,7 @@ class _Training:
             self.journal.say("chunks keep", dict(Counter(memory)), plan.step)
         try:
             done = cached_step(
-                engine, plan, chunks, bounds, clock, memory, self.loader.again, watch=self.section, count=self.count,
+                engine, plan, chunks, self.bounds, clock, memory, self.loader.again, watch=self.section, count=self.count,
                 plain=self.state.memory == "auto",  # then a chunk's whole graph was measured to fit
                 scale=None if stage.temperature is None else 1 / at(stage.temperature, clock.progress),
             )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.relation import Relation, of_queries
 from ..data.schedules import at
-from ..data.types import Clock
+from ..data.types import Clock, Where
 from .gather import Group, bring
 from .objectives.pairs import pairs
 from .objectives.types import (
@@ -26,6 +26,7 @@ from .objectives.types import (
     Local,
     NoScoreError,
     Objective,
+    Opens,
     Pairwise,
     Sharded,
     States,
@@ -56,6 +57,14 @@ def nested(objective: Objective) -> Iterator[Objective]:
     while inner is not None:
         yield inner
         inner = getattr(inner, "of", None)
+
+
+def opened(objective: Any, where: Where) -> Objective:
+    """The objective with what other steps made for it, wherever it stands among those that are wrapped."""
+    if isinstance(objective, Opens):
+        return objective.opened(where)
+    inner = getattr(objective, "of", None)
+    return objective if inner is None else replace(objective, of=opened(inner, where))
 
 
 def local_terms(bounds: Sequence[Bound]) -> dict[str, tuple[frozenset[int], Local | States]]:

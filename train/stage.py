@@ -20,7 +20,7 @@ from ..model.types import Attention, Inputs
 from .engine import Engine, Precision
 from .gather import Group
 from .health import Checkup
-from .loss import Bound
+from .loss import Bound, opened
 from .monitor import Wandb
 from .objectives.infonce import InfoNCE
 from .objectives.types import Contrastive, Objective
@@ -187,10 +187,14 @@ class Stage:
 
         return {f"model {self.model}": digest_of_folder(self.model)} if isinstance(self.model, str) else {}
 
-    def bounds(self) -> tuple[Bound, ...]:
-        """The objectives with the indices of their sources."""
+    def bounds(self, where: Where | None = None) -> tuple[Bound, ...]:
+        """The objectives with the indices of their sources; with `where`, and what other steps made for them."""
         return tuple(
-            Bound(name, tuple(objectives), frozenset(i for i, f in enumerate(self.feeds) if f.objective == name))
+            Bound(
+                name,
+                tuple(o if where is None else opened(o, where) for o in objectives),
+                frozenset(i for i, f in enumerate(self.feeds) if f.objective == name),
+            )
             for name, objectives in self.objectives.items()
         )
 

@@ -16,7 +16,6 @@ from ...data.schedules import Schedule
 from ...data.types import Clock, Where
 from ..gather import Group
 
-
 Layer = int | Literal["middle"]
 
 
