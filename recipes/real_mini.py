@@ -11,16 +11,10 @@ and receipts (docs/your_data.md says what they are). The test splits are scored 
 
 from dataclasses import dataclass
 
-from omni2vec.data.convert.banking import Banking
-from omni2vec.data.convert.cells import Cells
-from omni2vec.data.convert.clothing import Clothing
-from omni2vec.data.convert.emoji import Emoji
-from omni2vec.data.convert.nlvr import Nlvr
-from omni2vec.data.convert.receipts import Receipts
-from omni2vec.data.convert.sts import Sts
+from omni2vec.data.convert.small import small
 from omni2vec.data.mix import Feed
-from omni2vec.data.sources import AtLeast, Rest, Shards, Take
-from omni2vec.data.types import DataError, Limits, Source, Step
+from omni2vec.data.sources import AtLeast, Rest, Take
+from omni2vec.data.types import Limits, Source, Step
 from omni2vec.eval.evaluate import Evaluate
 from omni2vec.launch.release import Release
 from omni2vec.model.backbones.tiny import Tiny
@@ -62,21 +56,11 @@ GRADED = ("sts_en", "sts_de")
 OBJECTIVES = (InfoNCE(both=True, mask_labels=True), NextToken(weight=1.0))
 
 
-def sets(data: str) -> dict[str, Step]:
-    """Task -> the step that converts its set."""
-    if not data:
-        raise DataError("real_mini: no data given; data=FOLDER names what holds emoji/, clothing/, banking/, ...")
-    made = (Emoji, Clothing, Banking, Sts, Nlvr, Cells, Receipts)
-    steps = {kind.__name__.lower(): kind(f"{data}/{kind.__name__.lower()}") for kind in made}
-    return {task: steps[task.split("_")[0]] for task in SHARES}
-
-
 def recipe(data: str = "", steps: int = 3200, batch: int = 32, held: int = 0, seed: int = 0) -> tuple[Step, ...]:
     """data: the folder of the sets; steps, batch: of training; held: training rows of a task to score on instead."""
-    made = sets(data)
-    whole: dict[str, Source] = {task: Shards(step, f"train/{task}") for task, step in made.items()}
-    train = {task: Rest(source, held) for task, source in whole.items()} if held else whole
-    tests = [Take(whole[t], held) if held else Shards(step, f"test/{t}") for t, step in made.items()]
+    sets = small(data, tuple(SHARES))
+    train: dict[str, Source] = {t: Rest(s.train, held) if held else s.train for t, s in sets.items()}
+    tests = [Take(s.train, held) if held else s.test for s in sets.values()]
     # At most 4 x 4 tokens a picture. Most of these pictures stand on a light ground, so that is the pixels' mean.
     sight = Limits(max_tokens=160, max_pixels=16 * 24 * 24, min_pixels=4 * 24 * 24)
     start = Tiny(

@@ -167,7 +167,8 @@ class _Training:
             self.journal.say("chunks keep", dict(Counter(memory)), plan.step)
         try:
             done = cached_step(
-                engine, plan, chunks, self.bounds, clock, memory, self.loader.again, watch=self.section, count=self.count,
+                engine, plan, chunks, self.bounds, clock, memory, self.loader.again, watch=self.section,
+                count=self.count,
                 plain=self.state.memory == "auto",  # then a chunk's whole graph was measured to fit
                 scale=None if stage.temperature is None else 1 / at(stage.temperature, clock.progress),
             )  # fmt: skip

@@ -61,10 +61,12 @@ def nested(objective: Objective) -> Iterator[Objective]:
 
 def opened(objective: Any, where: Where) -> Objective:
     """The objective with what other steps made for it, wherever it stands among those that are wrapped."""
+    found: Objective = objective
     if isinstance(objective, Opens):
-        return objective.opened(where)
-    inner = getattr(objective, "of", None)
-    return objective if inner is None else replace(objective, of=opened(inner, where))
+        found = objective.opened(where)
+    elif (inner := getattr(objective, "of", None)) is not None:
+        found = replace(objective, of=opened(inner, where))
+    return found
 
 
 def local_terms(bounds: Sequence[Bound]) -> dict[str, tuple[frozenset[int], Local | States]]:
