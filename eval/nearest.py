@@ -1,0 +1,250 @@
+"""The top k of every query, exactly, at little more than the price of the matrix product; documents may be on disk.
+
+Order is that of float64 dot products rounded to float32, equal scores in the order of the documents: the same to the
+bit for any tiles, ranks, threads and devices. Products of tiles are taken in float32 and only choose who is looked at
+again; what their rounding could hide is kept, by a bound that holds for any order of summation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .matrix import Matrix
+
+ROWS, COLUMNS = 1024, 1024  # of a tile: 4 MiB of float32 scores stay in a core's cache
+DEVICE_ROWS, DEVICE_COLUMNS = 8192, 16384  # on a GPU: 512 MiB
+GROUP = 16  # documents of which first only the best is compared
+_ROUND = 2.0**-24  # half a unit in the last place of float32, relative
+_PIECE = 1 << 18  # numbers that are rescored at a time: 2 MiB of float64
+
+Hidden = Callable[[slice, slice], Tensor | None]
+
+
+def nearest(
+    query: Matrix,
+    docs: Matrix,
+    k: int,
+    *,
+    hidden: Hidden | None = None,
+    device: torch.device | str | None = None,
+    rows: int | None = None,
+    columns: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Of queries (Q, D) among docs (N, D), any float dtype: (index (Q, k) int64, scores (Q, k) float32), best first;
+    -1 and NaN beyond a short list. On the host.
+
+    hidden(queries, docs): of a tile, what these queries do not rank: bool (q, n), or (H, 2) int64 pairs of a row and a
+    column of the tile, or None. device: computes, a tile at a time (default: where the queries are). rows, columns: of
+    a tile, for memory and speed alone. Holds a tile and Q x k, whatever N. Raises ValueError on vectors that are not
+    finite or do not fit each other.
+    """
+    if len(query.shape) != 2 or len(docs.shape) != 2 or query.shape[1] != docs.shape[1] or k < 1:
+        raise ValueError(
+            f"query {tuple(query.shape)} and docs {tuple(docs.shape)} with k={k}; expected (Q, D) and (N, D) of one D, "
+            "and k of 1 or more"
+        )
+    at = torch.device(device) if device is not None else query[:0].device
+    large = at.type == "cuda"
+    rows = rows or (DEVICE_ROWS if large else ROWS)
+    columns = columns or max(DEVICE_COLUMNS if large else COLUMNS, 2 * k)
+    longest = _longest("docs", docs, at)
+    if longest * _longest("query", query, at) > 1e38:
+        raise ValueError(f"docs are up to {longest:.1e} long: their scores leave float32; scale the vectors")
+    index = torch.full((len(query), k), -1, dtype=torch.int64)
+    scores = torch.full((len(query), k), torch.nan)
+    with _full_precision():
+        for start in range(0, len(query), rows):
+            some = slice(start, min(start + rows, len(query)))
+            gone = None if hidden is None else partial(hidden, some)
+            found = _block(query[some].to(at, torch.float32), docs, k, longest, gone, columns)
+            for out, values in zip((index, scores), found, strict=True):
+                out[some, : values.shape[1]] = values.cpu()
+    return index, scores
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Float32 products in float32: a lower setting would break the bound on their rounding."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _longest(name: str, vectors: Matrix, device: torch.device, step: int = 8192) -> float:
+    """The largest norm. Raises ValueError where a vector is not finite."""
+    most = torch.zeros((), device=device)
+    for start in range(0, len(vectors), step):
+        block = vectors[start : start + step].to(device, torch.float32)
+        most = torch.maximum(most, torch.linalg.vector_norm(block, dim=1).max())  # NaN stays
+        if (start // step) % 64 == 63 or start + step >= len(vectors):
+            _finite(name, vectors, most, start + step)
+    return float(most)
+
+
+def _finite(name: str, vectors: Matrix, most: Tensor, end: int) -> None:
+    if torch.isfinite(most):
+        return
+    for start in range(0, end, 8192):
+        bad = (~torch.isfinite(vectors[start : start + 8192])).any(1).nonzero()
+        if len(bad):
+            raise ValueError(
+                f"{name}: row {start + int(bad[0])} of {len(vectors)} holds NaN or infinity; a score of it would mean "
+                "nothing: look at the model's weights or its dtype"
+            )
+
+
+def _block(
+    query: Tensor,
+    docs: Matrix,
+    k: int,
+    longest: float,
+    gone: Callable[[slice], Tensor | None] | None,
+    columns: int,
+) -> tuple[Tensor, Tensor]:
+    """One row of tiles: queries (q, D) float32 and all docs -> index, scores (q, min(k, N))."""
+    count, columns = len(query), -(-columns // GROUP) * GROUP
+    # |float32 dot - true dot| <= D u |q| |d| to first order, any order of summation; the rest is for what is rounded
+    # after it. Twice: the k-th best may be too high and the candidate too low.
+    slack = 2 * (query.shape[1] + 8) * _ROUND * longest * torch.linalg.vector_norm(query, dim=1)
+    best = Shortlist(query, docs, k, slack, columns)
+    buffer = torch.empty((columns, count), device=query.device)
+    across = query.T
+    for start in range(0, len(docs), columns):
+        end = min(start + columns, len(docs))
+        tile = buffer[: end - start]
+        torch.mm(docs[start:end].to(query.device, torch.float32), across, out=tile)
+        if gone is not None and (mask := gone(slice(start, end))) is not None:
+            mask = mask.to(query.device)
+            if mask.dtype == torch.bool:
+                tile.masked_fill_(mask.T, -torch.inf)
+            else:
+                tile[mask[:, 1], mask[:, 0]] = -torch.inf
+        padded = buffer[: -(-len(tile) // GROUP) * GROUP]
+        padded[len(tile) :] = -torch.inf
+        best.see(padded, start)
+    return best.result()
+
+
+class Shortlist:
+    """Of each query (q, D), the documents that may be among its best k: (q, width) in their order, filled from the left.
+
+    No score that is under a query's bar is looked at twice: a tile is reduced to the best of every GROUP documents, and
+    only groups over the bar are opened. The bar rises whenever enough new candidates have come in.
+    """
+
+    def __init__(self, query: Tensor, docs: Matrix, k: int, slack: Tensor, columns: int) -> None:
+        self.query, self.docs, self.k, self.slack = query, docs, min(k, len(docs)), slack
+        self.limit = 2 * k + 64  # of a row, once it is settled
+        shape, device = (len(query), self.limit + columns), query.device
+        self.scores = torch.full(shape, -torch.inf, device=device)
+        self.ids = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.filled = torch.zeros(len(query), dtype=torch.int64, device=device)
+        self.bar = torch.full((len(query),), -torch.inf, device=device)
+        self.fresh, self.widest = 0, 0
+
+    def see(self, tile: Tensor, start: int) -> None:
+        """Scores (n, q) of the documents from `start`; n a multiple of GROUP."""
+        groups = tile.view(-1, GROUP, tile.shape[1])
+        tops = groups.amax(1)
+        if start == 0:
+            self._seed(tile)
+        row, group = (tops > self.bar).T.nonzero(as_tuple=True)
+        if not len(row):
+            return
+        opened = groups[group, :, row]
+        hit, place = (opened > self.bar[row, None]).nonzero(as_tuple=True)
+        row = row[hit]
+        self._add(row, (start + group[hit] * GROUP + place).to(torch.int32), opened[hit, place])
+        if self.fresh > len(self.query) * self.k:
+            self._settle()
+
+    def _seed(self, tile: Tensor) -> None:
+        """The k-th largest of the maxima of at least 2 k parts of the first tile is a bar that k documents reach."""
+        size = GROUP
+        while size > 1 and len(tile) // size < 2 * self.k:
+            size //= 2
+        if len(tile) // size >= self.k:
+            maxima = tile.view(-1, size, tile.shape[1]).amax(1)
+            self.bar = maxima.T.topk(self.k, dim=1).values[:, -1] - self.slack
+
+    def _add(self, row: Tensor, ids: Tensor, scores: Tensor) -> None:
+        """Candidates in order of their rows, each row's in order of the documents."""
+        counts = torch.bincount(row, minlength=len(self.query))
+        most = int(counts.max())
+        if self.widest + most > self.scores.shape[1]:
+            self._settle()
+        begin = self.filled - (counts.cumsum(0) - counts)
+        at = begin[row] + torch.arange(len(row), device=row.device)
+        self.scores[row, at] = scores
+        self.ids[row, at] = ids
+        self.filled += counts
+        self.widest = int(self.filled.max())
+        self.fresh += len(row)
+
+    def _settle(self) -> None:
+        """Raises the bars and drops what is under them."""
+        scores, ids = self.scores[:, : self.widest], self.ids[:, : self.widest]
+        if self.widest > self.k:
+            self.bar = torch.maximum(self.bar, scores.topk(self.k, dim=1).values[:, -1] - self.slack)
+            row, at = (scores > self.bar[:, None]).nonzero(as_tuple=True)
+            kept_scores, kept_ids = scores[row, at], ids[row, at]
+            scores.fill_(-torch.inf)
+            self.filled.zero_()
+            self.widest = 0
+            self._add(row, kept_ids, kept_scores)
+            self._thin()
+        self.fresh = 0
+
+    def _thin(self) -> None:
+        """Rows that too many equal scores have filled are ranked exactly, and keep k."""
+        for r in (self.filled > self.limit).nonzero()[:, 0].tolist():
+            n = int(self.filled[r])
+            ids = self.ids[r, :n]
+            score = exact(self.query[r : r + 1], self.docs, ids[None].long())[0]
+            first = score.argsort(descending=True, stable=True)[: self.k].sort().values
+            self.scores[r, self.k : n] = -torch.inf
+            self.scores[r, : self.k], self.ids[r, : self.k] = score[first], ids[first]
+            self.filled[r] = self.k
+        self.widest = int(self.filled.max())
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        self._settle()
+        taken = torch.arange(self.widest, device=self.filled.device) < self.filled[:, None]
+        ids = self.ids[:, : self.widest].long().masked_fill(~taken, -1)
+        return ranked(exact(self.query, self.docs, ids), ids, self.k)
+
+
+def ranked(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(index, scores) (q, at most k), best first, of candidates (q, w) that stand in the order of the documents; -1
+    is none."""
+    order = scores.masked_fill(ids < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :k]
+    return ids.gather(1, order), scores.gather(1, order)
+
+
+def exact(query: Tensor, docs: Matrix, ids: Tensor) -> Tensor:
+    """Scores (q, w) float32 of queries (q, D) with the documents ids (q, w), -1 for none (NaN): float64 products, summed
+    by halves, so that a pair's score depends on nothing but the pair."""
+    out = torch.full(ids.shape, torch.nan, device=query.device)
+    row, at = (ids >= 0).nonzero(as_tuple=True)
+    step = max(_PIECE // query.shape[1], 1)
+    for r, a in zip(row.split(step), at.split(step), strict=True):
+        them = docs[ids[r, a].to(docs[:0].device)].to(query.device, torch.float64)
+        out[r, a] = _halves(them.mul_(query[r])).float()
+    return out
+
+
+def _halves(terms: Tensor) -> Tensor:
+    """The sum over the last axis, by additions of halves alone."""
+    while (width := terms.shape[1]) > 1:
+        half = (width + 1) // 2
+        terms[:, : width - half] += terms[:, half:]
+        terms = terms[:, :half]
+    return terms[:, 0]
