@@ -55,6 +55,11 @@ def choose(size: int, count: int, *key: int | str) -> list[int]:
     return sorted(permuted(np.arange(count), size, *key).tolist())
 
 
+def noise(first: int, count: int, key: int) -> NDArray[np.uint64]:
+    """64 random bits for each of the places first, ..., first + count - 1, under a key of `bits`."""
+    return _mix_array(np.arange(first, first + count, dtype=np.uint64) ^ np.uint64(key))
+
+
 @lru_cache(maxsize=2048)
 def _short(size: int, seed: int) -> NDArray[np.int64]:
     return _order(size, seed)
