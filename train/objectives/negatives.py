@@ -64,11 +64,14 @@ class Strip:
 
     def blocks(self, tile: int) -> Iterator[Block]:
         """Row blocks of at most max(tile**2, tile / 8 * C) logits: few rows would leave a matrix product no work."""
-        queries = len(self.hits)
         rows = max(tile * tile // max(self.width, tile), tile // 8, 1)
-        parts = [slice(first, min(first + rows, queries)) for first in range(0, queries, rows)]
-        ends = [self.rows.start, *(self.rows.start + p.stop for p in parts)]
-        positives, own = (self._owned(docs, ends) for docs in (slice(0, self.positives), self.given))
+        return self.cut([min(first + rows, len(self.hits)) for first in range(0, len(self.hits), rows)])
+
+    def cut(self, ends: Sequence[int]) -> Iterator[Block]:
+        """Row blocks that end before the rows `ends`, ascending, the last of which is the number of rows."""
+        parts = [slice(a, b) for a, b in pairwise([0, *ends])]
+        places = [self.rows.start, *(self.rows.start + b for b in ends)]
+        positives, own = (self._owned(docs, places) for docs in (slice(0, self.positives), self.given))
         for part, p, o in zip(parts, positives, own, strict=True):
             yield Block(part, p, o, torch.from_numpy(self._masked(part)))
 
