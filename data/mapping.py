@@ -19,6 +19,7 @@ from typing import Any
 
 from .parts import KINDS, Kind, probe
 from .patterns import NAME, OWN
+from .referred import Referred
 from .rows import Find, check, event, parse, to_example
 from .tables import JSON_LINES, Cells, cells, files
 from .types import Blob, DataError, Events, Example, Item, Part, Text
@@ -238,7 +239,11 @@ def _finder(folder: Path, where: str) -> Find:
     """Finds media by path in `folder`, which a path must not leave: a table from elsewhere names no file outside it."""
     root = os.path.abspath(folder)  # noqa: PTH100  (resolve() would follow links, of which hub caches are made)
 
-    def find(kind: Kind, name: str) -> Part:
+    def find(kind: Kind, name: str | Referred) -> Part:
+        if isinstance(name, Referred):
+            raise DataError(
+                f"{where}: a row of a table names its {kind} by a path; only shards refer to bytes of another"
+            )
         path = os.path.normpath(os.path.join(root, name))  # noqa: PTH118
         if not path.startswith(os.path.join(root, "")):  # noqa: PTH118
             raise DataError(f"{where}: {kind} {name!r} is outside the media folder {root}; name a folder that holds it")

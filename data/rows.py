@@ -14,6 +14,7 @@ from typing import Any
 
 from .parts import Kind
 from .patterns import NAME, OWN, blank
+from .referred import Referred, Roots
 from .types import Audio, DataError, Event, Events, Example, Image, Item, Part, Text, Video
 
 MEDIA: dict[Kind, type] = {"image": Image, "video": Video, "audio": Audio}
@@ -24,7 +25,8 @@ FIELDS = (
 
 _FIELDS, _ITEM = frozenset(FIELDS), frozenset(("id", "parts"))
 
-Find = Callable[[Kind, str], Part]  # (kind, name of the medium) -> the medium
+# (kind, name of the medium, or where it lies outside the shard) -> the medium
+Find = Callable[[Kind, str | Referred], Part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +109,16 @@ def combination(fields: Iterable[str], query: bool, positives: bool) -> tuple[st
     return (*named, *(["query"] if query else []), *(["target"] if positives else [])) if named else ()
 
 
-def to_row(example: Example, where: str = "", outside: str = "") -> tuple[bytes, list[Medium]]:
+def to_row(
+    example: Example, where: str = "", outside: str = "", roots: Roots | None = None
+) -> tuple[bytes, list[Medium]]:
     """The JSON bytes (sorted keys, empty fields left out) and the media, each distinct one once.
 
     With `outside`, a media folder, a medium that is a file of its own in there stays where it is and is named by its
-    path from there.
+    path from there. With `roots`, a medium that is in a file at all is referred to.
     """
-    check(example, where or f"key {example.key}")
+    where = where or f"key {example.key}"
+    check(example, where)
     media: dict[tuple[str, bytes], Medium] = {}
 
     def medium(part: Image | Video | Audio, name: str) -> Medium:
@@ -132,7 +137,10 @@ def to_row(example: Example, where: str = "", outside: str = "") -> tuple[bytes,
                 rows = [{"action": e.action, "text": e.text, "time": e.time} for e in events]
                 return {"events": rows, **({"source": source} if source else {})}
             case Image() | Video() | Audio():
-                return {kind_of(part): medium(part, name).name}
+                kind = kind_of(part)
+                if roots is not None and part.blob.path:
+                    return {kind: roots.refer(kind, part, where).row()}
+                return {kind: medium(part, name).name}
 
     def item_row(item: Item, name: str) -> dict[str, object]:
         return {"id": item.id, "parts": [part_row(p, f"{name}.{i}") for i, p in enumerate(item.parts)]}
@@ -172,16 +180,32 @@ def parse(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def names(row: Mapping[str, Any], where: str) -> dict[str, Kind]:
-    """Name -> kind of every medium that the row speaks of, in order. Raises DataError for a row that is not sound."""
+    """Name -> kind of every medium that the row has in its shard, in order. Raises DataError for a row that is not
+    sound."""
     found: dict[str, Kind] = {}
 
-    def find(kind: Kind, name: str) -> Part:
+    def find(kind: Kind, name: str | Referred) -> Part:
+        if isinstance(name, Referred):
+            return Text(name.file)
         if found.setdefault(name, kind) != kind:
             raise DataError(f"{where}: medium {name!r} is both {found[name]} and {kind}; give each its own member")
         return Text(name)
 
     to_example(row, find, "", where)
     return found
+
+
+def referred(row: Mapping[str, Any], where: str) -> list[Referred]:
+    """Every medium of a sound row that lies outside its shard, each once."""
+    found: dict[Referred, None] = {}
+
+    def find(kind: Kind, name: str | Referred) -> Part:
+        if isinstance(name, Referred):
+            found[name] = None
+        return Text("medium")
+
+    to_example(row, find, "", where)
+    return list(found)
 
 
 def to_example(row: Mapping[str, Any], find: Find, key: str, where: str, source: str = "") -> Example:
@@ -231,6 +255,8 @@ def _part(row: Any, find: Find, where: str) -> Part:
                 return Text(value)
             if kind in MEDIA:
                 return find(kind, value)
+        elif kind in MEDIA and isinstance(value, dict):
+            return find(kind, Referred.read(kind, value, where))
     match row:
         case {"events": list(events), **rest} if rest.keys() <= {"source"}:
             return Events(tuple(event(e, where) for e in events), _text(row, "source", where))

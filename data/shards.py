@@ -10,8 +10,10 @@ import mmap
 import os
 import re
 import select
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
 from importlib import import_module
@@ -22,9 +24,10 @@ from . import cataloguing
 from .addresses import redacted
 from .index import SUFFIX, Builder, index_path
 from .parts import Kind, probe
+from .referred import Referred, Roots
 from .rows import Find, Medium, combination, parse, to_example, to_row
 from .scan import build_index, opened_index, rows
-from .tars import BLOCK, Readable, ending, header, padding, raising
+from .tars import BLOCK, Readable, ending, header, padding, raising, unsafe
 from .types import Blob, DataError, Example, Part, Progress
 from .verify import Fault, verify
 
@@ -83,6 +86,51 @@ def write_shards(
     return [path for _, path in finished]
 
 
+def write_shard(examples: Iterable[Example], path: Path, roots: Roots | None = None) -> int:
+    """Writes examples that have keys ("source/...") to one tar under these keys, with its index; returns how many.
+
+    With `roots`, media that lie in files are referred to, not copied; `roots.write()` leaves what readers need beside
+    the tars. Nothing is written for no examples. Equal examples give equal bytes. Raises DataError for an example that
+    cannot be used or has no key, and for a key that comes twice.
+    """
+    shard: _Open | None = None
+    seen: set[str] = set()
+    try:
+        for example in examples:
+            where = f"{path}: {example.key or 'an example without a key'}"
+            source, key = _split(example, where)
+            if key in seen:
+                raise DataError(f"{where}: comes twice; leave out one of the sources, or rows, that are the same")
+            seen.add(key)
+            shard = shard or _Open(path)
+            shard.add(example, *to_row(replace(example, source=source), where, roots=roots), key)
+        if shard is None:
+            return 0
+        temporary, _ = shard.close()
+    except BaseException:
+        if shard is not None:
+            shard.temporary.unlink(missing_ok=True)
+        raise
+    index_path(temporary).replace(index_path(path))
+    temporary.replace(path)
+    return len(seen)
+
+
+def _split(example: Example, where: str) -> tuple[str, str]:
+    """(source, key in the tar) of a key: a source that was opened under another name does not change it."""
+    source, slash, key = example.key.rpartition("/")
+    if example.key.startswith(f"{example.source}/"):
+        source, key = example.source, example.key[len(example.source) + 1 :]
+    elif "/" in source:  # "source/shard/index", as ours are
+        source, _, shard = source.rpartition("/")
+        key = f"{shard}/{key}"
+    if not (source and key and slash) or "." in key.rpartition("/")[2] or unsafe(tarfile.TarInfo(key)):
+        raise DataError(
+            f"{where}: has no key of the form source/shard/index, which would name it in a tar; pack it first"
+        )
+    return source, key
+
+
 def _tar_bytes(raw: bytes, media: list[Medium]) -> int:
     inside = [raw, *(m.data for m in media if not m.outside)]
     return sum(BLOCK + len(data) + len(padding(len(data))) for data in inside)
@@ -96,9 +144,9 @@ class _Open:
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         self.file: BinaryIO = self.temporary.open("wb")
 
-    def add(self, example: Example, raw: bytes, media: list[Medium]) -> None:
+    def add(self, example: Example, raw: bytes, media: list[Medium], key: str = "") -> None:
         # The shard's own name in front keeps keys apart when tools concatenate shards.
-        key = f"{self.path.stem}/{len(self.builder):06d}"
+        key = key or f"{self.path.stem}/{len(self.builder):06d}"
         json_at = (self._member(f"{key}.json", raw), len(raw))
         at = [
             (m.name, m.part, -1 if m.outside else self._member(f"{key}.{m.name}", m.data), len(m.data)) for m in media
@@ -138,6 +186,10 @@ class Shard:
         return str(self.index.about["tar_digest"])
 
     @cached_property
+    def _roots(self) -> Roots:
+        return Roots.read(self.path.parent)
+
+    @cached_property
     def _bytes(self) -> mmap.mmap:
         with self.path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -157,7 +209,9 @@ class Shard:
         row = parse(self.json(i), where)
         media = self.index.media(i, at or str(self.path), self.outside)
 
-        def find(kind: Kind, name: str) -> Part:
+        def find(kind: Kind, name: str | Referred) -> Part:
+            if isinstance(name, Referred):
+                return name.part(self._roots.path(name, where))
             if name not in media:
                 raise DataError(f"{where}: medium {name!r} is not in the index; delete {self.path.name}{SUFFIX}")
             return media[name]
@@ -272,11 +326,18 @@ def _streamed(file: Readable, url: str) -> Iterator[Example]:
     for sample, row, kinds in rows(file, url, raising(url)):
         where = f"{url}: sample {sample.key}"
         parts = {n: probe(k, Blob(sample.media[n].data), f"{where}: {n}") for n, k in kinds.items()}
-        yield to_example(row, _found(parts), f"{row.get('source', '')}/{sample.key}", where)
+        yield to_example(row, _found(parts, url, where), f"{row.get('source', '')}/{sample.key}", where)
         count += 1
     if not count:
         raise DataError(f"{url}: no samples in it; is it the right address?")
 
 
-def _found(parts: Mapping[str, Part]) -> Find:
-    return lambda _, name: parts[name]
+def _found(parts: Mapping[str, Part], url: str, where: str) -> Find:
+    def find(kind: Kind, name: str | Referred) -> Part:
+        if not isinstance(name, Referred):
+            return parts[name]
+        if not Path(url).is_file():
+            raise DataError(f"{where}: refers to media beside it, which a stream has not; bring the folder here")
+        return name.part(Roots.read(Path(url).parent).path(name, where))
+
+    return find

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from .index import Index, full_digest, index_path, sizes
 from .parts import Kind, probe
+from .referred import Referred, Roots
+from .rows import referred
 from .scan import rows
 from .tars import Sample, Tell
 from .types import Audio, Blob, DataError, Image, Part, Video
@@ -32,14 +34,15 @@ def verify(paths: Iterable[Path | str]) -> Iterator[Fault]:
 
     Yields nothing where all is sound. A missing index is no fault: it is built at the first reading.
     """
+    seen: set[str] = set()  # what the shards refer to, each once
     for path in map(Path, paths):
         if path.is_file():
-            yield from _verify(path)
+            yield from _verify(path, seen)
         else:
             yield Fault(str(path), "", "no such shard")
 
 
-def _verify(path: Path) -> Iterator[Fault]:
+def _verify(path: Path, seen: set[str]) -> Iterator[Fault]:
     found: list[Fault] = []
 
     def fault(key: str, message: str) -> None:
@@ -49,11 +52,12 @@ def _verify(path: Path) -> Iterator[Fault]:
     expected = {index.key(i): i for i in range(len(index))} if index else {}
     count = 0
     with path.open("rb") as file:
-        for sample, _, kinds in rows(file, str(path), fault):
+        for sample, row, kinds in rows(file, str(path), fault):
             count += 1
             recorded = _recorded(sample, index, expected.pop(sample.key, None), fault) if index else None
             for name, kind in kinds.items():
                 _medium(sample, name, kind, recorded, fault)
+            _elsewhere(path.parent, sample.key, referred(row, ""), seen, fault)
             yield from found
             found.clear()
     if not count and not found:
@@ -114,6 +118,29 @@ def _medium(sample: Sample, name: str, kind: Kind, recorded: Mapping[str, Part] 
             f"{name}: the index has (width, height, frames, seconds, rate) {said}, the medium {seen}; "
             f"delete the index, it is built again from the tar",
         )
+
+
+def _elsewhere(folder: Path, key: str, found: list[Referred], seen: set[str], fault: Tell) -> None:
+    """Digests, probes and decodes the media that a row refers to; those that another row named before, no more."""
+    try:
+        roots = Roots.read(folder) if found else None
+        for one in found:
+            assert roots is not None
+            path = roots.path(one, "a row")
+            name = f"{path.absolute()} {one}"
+            if name in seen:
+                continue
+            seen.add(name)
+            if wrong := roots.faults(one, seen):
+                fault(key, wrong)
+                continue
+            told = one.part(path)
+            part = probe(one.kind, Blob(told.blob.read()), f"{path}, {one.length:,} bytes at {one.offset:,}")  # type: ignore[union-attr]
+            _decode(part, str(path))
+            if sizes(part) != sizes(told):
+                fault(key, f"{path}: the row has sizes {sizes(told)[1:]}, the medium {sizes(part)[1:]}; make it again")
+    except Exception as error:  # as above: the other samples want verifying
+        fault(key, str(error) if isinstance(error, DataError) else f"a medium elsewhere cannot be decoded ({error!r})")
 
 
 def _decode(part: Part, where: str) -> None:
