@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,11 +19,19 @@ from .matrix import Matrix
 
 ROWS, COLUMNS = 1024, 1024  # of a tile: 4 MiB of float32 scores stay in a core's cache
 DEVICE_ROWS, DEVICE_COLUMNS = 8192, 16384  # on a GPU: 512 MiB
-GROUP = 16  # documents of which first only the best is compared
+GROUP = 32  # documents of which first only the best is compared
 _ROUND = 2.0**-24  # half a unit in the last place of float32, relative
 _PIECE = 1 << 18  # numbers that are rescored at a time: 2 MiB of float64
 
 Hidden = Callable[[slice, slice], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Every query is compared with every document. rows, columns: of a tile; by default what suits the device."""
+
+    rows: int | None = None
+    columns: int | None = None
 
 
 def nearest(
@@ -134,7 +143,7 @@ def _block(
 
 
 class Shortlist:
-    """Of each query (q, D), the documents that may be among its best k: (q, width) in their order, filled from the left.
+    """Of each query (q, D), the documents that may be among its best k: (q, width), in their order, from the left.
 
     No score that is under a query's bar is looked at twice: a tile is reduced to the best of every GROUP documents, and
     only groups over the bar are opened. The bar rises whenever enough new candidates have come in.
@@ -230,8 +239,8 @@ def ranked(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def exact(query: Tensor, docs: Matrix, ids: Tensor) -> Tensor:
-    """Scores (q, w) float32 of queries (q, D) with the documents ids (q, w), -1 for none (NaN): float64 products, summed
-    by halves, so that a pair's score depends on nothing but the pair."""
+    """Scores (q, w) float32 of queries (q, D) with the documents ids (q, w), -1 for none (NaN): float64 products,
+    summed by halves, so that a pair's score depends on nothing but the pair."""
     out = torch.full(ids.shape, torch.nan, device=query.device)
     row, at = (ids >= 0).nonzero(as_tuple=True)
     step = max(_PIECE // query.shape[1], 1)
