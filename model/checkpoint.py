@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.types import Limits
+from . import tokens
 from .embedder import Embedder, Fixed, Learned, Settings
 from .quantize import kind_of, quantize_model
 from .template import Template
@@ -69,6 +70,8 @@ def load(
         settings = replace(settings, dim=dim)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     backbone: Any = _backbone(base, template, settings, _dtype(dtype, place), trust_remote_code)
+    if settings.tokens:
+        tokens.add(backbone, settings.tokens)  # an adapter's base was saved without them
     if (rounded := _record(folder).get("quantized")) and base != folder:
         quantize_model(backbone.model, rounded, place)  # the base that the adapter was trained on
     adapter = _adapter(backbone, folder) if base != folder else None
@@ -77,7 +80,7 @@ def load(
         from safetensors.torch import load_file
 
         missing, unexpected = embedder.load_state_dict(load_file(folder / WEIGHTS), strict=False)
-        wanted = set(own_state(embedder))
+        wanted = set(own_state(embedder)) - {"log_step"}  # of a checkpoint from before it had one: its start
         if unexpected or wanted & set(missing):
             raise ValueError(
                 f"{folder / WEIGHTS}: holds {sorted(unexpected)} too much, lacks {sorted(wanted & set(missing))}"
@@ -170,7 +173,7 @@ def record(embedder: Embedder) -> dict[str, Any]:
 
 
 def own_state(embedder: Embedder) -> dict[str, Tensor]:
-    """Weights that no stock class holds: pooling, projection, temperature."""
+    """Weights that no stock class holds: pooling, projection, temperature, step."""
     return {k: v.detach().cpu().contiguous() for k, v in embedder.state_dict().items() if not k.startswith("backbone.")}
 
 
@@ -193,7 +196,9 @@ def save(embedder: Embedder, folder: Path) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     if embedder.adapter is not None:
-        embedder.adapter.save_pretrained(str(aside), safe_serialization=True)
+        # Embeddings that grew for a few tokens are made again from the base: never whole beside an adapter.
+        whole = False if embedder.settings.tokens else "auto"
+        embedder.adapter.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=whole)
     else:
         stock: Any = embedder.base.model
         stock.save_pretrained(str(aside), safe_serialization=True)
@@ -216,6 +221,9 @@ def digest_of(embedder: Embedder) -> str:
     """32 hex digits over settings, template, every weight, and how pixels are normalised."""
     h = blake2b(digest_size=16)
     settings = {k: v for k, v in record(embedder).items() if k != "omni2vec"}
+    for name in ("tokens", "int8"):  # where there are none, the digest is that of before there were any
+        if not settings["settings"][name]:
+            del settings["settings"][name]
     h.update(json.dumps(settings, sort_keys=True).encode())
     pixels = {f"pixels.{k}": v for k, v in embedder.backbone.named_buffers(recurse=False)}
     for name, tensor in sorted({**embedder.state_dict(), **pixels}.items()):

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.types import Item, Limits, Prompted, Side
-from . import pool
+from . import inner, pool, terms
 from .template import Template
+from .terms import LocalTerms as LocalTerms
+from .terms import StateTerms as StateTerms
+from .tokens import names
 from .types import Attention, Backbone, Encoded, Format, Inputs, Towers
 
-# name -> (groups whose answers it takes, (logits, labels) -> (sum, count))
-LocalTerms = Mapping[str, tuple[frozenset[int], Callable[[Tensor, Tensor], tuple[Tensor, int]]]]
+Stored = Literal["float", "int8", "binary"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class Settings:
     matryoshka: tuple[int, ...] = ()  # sizes trained for
     scale: Fixed | Learned = field(default_factory=Fixed)
     limits: Limits = field(default_factory=Limits)
+    tokens: int = 0  # embedding tokens at the tail of every prompt (model/tokens.py); 0: none
+    int8: bool = False  # a learned step of int8 vectors (LSQ, arXiv:1902.08153)
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0:
+            raise ValueError(f"tokens={self.tokens}; expected 0 or more embedding tokens")
 
 
 class Embedder(nn.Module):
@@ -72,6 +80,16 @@ class Embedder(nn.Module):
         super().__init__()
         if settings.pooling == "last" and settings.attention == "prefix":
             raise ValueError("attention 'prefix' needs a mean-type pooling: its last prompt token is like any other")
+        if settings.tokens and not template.tail.endswith("".join(names(settings.tokens))):
+            raise ValueError(
+                f"tokens={settings.tokens}, and the prompts of this template do not end in so many embedding tokens: "
+                f"call omni2vec.model.tokens.with_tokens(embedder, {settings.tokens}), which adds them"
+            )
+        if settings.tokens and settings.attention != "causal":
+            raise ValueError(
+                f"tokens={settings.tokens} with attention={settings.attention!r}: embedding tokens at the tail see all "
+                "that is before them, for which attention is 'causal'"
+            )
         self.backbone: Any = backbone
         self.template = template
         self.settings = settings
@@ -86,6 +104,10 @@ class Embedder(nn.Module):
         scale = settings.scale
         start = torch.tensor([scale.init if isinstance(scale, Learned) else scale.value])
         self.log_scale = nn.Parameter(start.log(), requires_grad=isinstance(scale, Learned))
+        # Components of a unit vector of D of them spread by 1 / sqrt(D): 127 steps hold four times that, and clip 6 in
+        # 100,000 if they are normal. LSQ's own start for 8 bits holds 18 times that, most of its codes unused.
+        step = torch.tensor([4 / (127 * math.sqrt(settings.projection or width))])
+        self.log_step = nn.Parameter(step.log()) if settings.int8 else None
 
     # Loading and saving are in checkpoint.py; they are reached from here because that is where people look.
     @classmethod
@@ -156,6 +178,31 @@ class Embedder(nn.Module):
             log = log - (log - math.log(scale.max)).clamp(min=0).detach()
         return log.exp()
 
+    @property
+    def step(self) -> float | None:
+        """The learned step of int8 vectors of `dim` components; None where none was learned. It is learned on whole
+        vectors: cut to fewer components and unit length again, each is longer by the root of their share."""
+        return self._step_of(self.dim)
+
+    def _step_of(self, dim: int) -> float | None:
+        if self.log_step is None:
+            return None
+        whole = self.settings.projection or self.width
+        return float(self.log_step.detach().double().exp()) * math.sqrt(whole / dim)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the language model; 0 where they cannot be told."""
+        return len(inner.blocks_of(self.base.model))
+
+    def layer(self, layer: int | Literal["middle"]) -> int:
+        """The inner layer of that name: the number of blocks in front of it; "middle" is half of them, rounded down.
+        Raises ValueError where there is no such layer."""
+        blocks = self.blocks
+        number = max(blocks // 2, 1) if layer == "middle" else layer
+        inner.check((number,), blocks, self.base.model)
+        return number
+
     def bound_scale(self) -> None:
         """Bring a learned scale back to its maximum, after an update."""
         scale = self.settings.scale
@@ -186,15 +233,29 @@ class Embedder(nn.Module):
                 pooled: Tensor = self.latent(hidden, inputs)
                 return pooled
 
-    def forward(self, inputs: Inputs, local: LocalTerms | None = None, towers: Towers | None = None) -> Encoded:
+    def forward(
+        self,
+        inputs: Inputs,
+        local: LocalTerms | None = None,
+        towers: Towers | None = None,
+        layers: tuple[int, ...] = (),
+        states: StateTerms | None = None,
+    ) -> Encoded:
         """One packed row -> vectors (n, D), unit length and full size: training cuts them itself (Matryoshka).
 
         local: next-token terms, by name; logits are computed at labelled positions only. towers: outputs kept from an
-        earlier call, in place of running the towers.
+        earlier call, in place of running the towers. layers: also the vectors after so many blocks of the language
+        model (CoDiEmb, arXiv:2508.11442), pooled and normalised alike, without the final norm and the projection: of
+        what the next block is given, so that a Qwen3-VL's visual features that are added behind a block are in it.
+        states: terms of the embedding tokens' last states. Raises ValueError for a layer that the model has not, and
+        for states where there are no embedding tokens.
         """
         if towers is None:
             towers = self.base.towers(inputs)
-        hidden = self.base.embed(inputs, towers, self.settings.attention)
+        blocks = inner.blocks_of(self.base.model) if layers else ()
+        inner.check(layers, len(blocks), self.base.model)
+        with inner.captured(blocks, layers) as seen:
+            hidden = self.base.embed(inputs, towers, self.settings.attention)
         with torch.autocast(hidden.device.type, enabled=False):
             vectors = self.pool(hidden, inputs)
             if vectors.dtype in (torch.float16, torch.bfloat16):
@@ -204,23 +265,25 @@ class Embedder(nn.Module):
                 vectors = self.head(vectors.to(kind)).to(vectors.dtype)
             if self.settings.normalise:
                 vectors = F.normalize(vectors, dim=-1)
-        return Encoded(vectors, self.scale, self._local(hidden, inputs, local or {}), towers=towers)
+            at = {layer: self._inner(inner.rows(seen[layer], inputs.lengths), inputs) for layer in layers}
+            of_states = terms.of_states(hidden, inputs, states or {}, self.settings.tokens)
+        scale = self.scale
+        if self.log_step is not None:
+            scale = torch.cat([scale, self.log_step.to(scale.dtype).exp()])
+        of_answers = terms.of_answers(hidden, inputs, local or {}, self.base.logits)
+        return Encoded(vectors, scale, of_answers, at, towers, of_states)
 
-    def _local(self, hidden: Tensor, inputs: Inputs, terms: LocalTerms) -> dict[str, tuple[Tensor, int]]:
-        if not terms:
-            return {}
-        owner = torch.tensor(inputs.groups).repeat_interleave(torch.tensor(inputs.lengths)).to(hidden.device)
-        out = {}
-        for name, (groups, term) in terms.items():
-            mine = (inputs.labels >= 0) & torch.isin(owner, torch.tensor(sorted(groups), device=hidden.device))
-            rows = mine.nonzero().squeeze(1)  # none in this chunk: the head still runs, on zero rows, on every rank
-            out[name] = term(self.base.logits(hidden[rows]), inputs.labels[rows])
-        return out
+    def _inner(self, states: Tensor, inputs: Inputs) -> Tensor:
+        pooled = self.pool(states, inputs)
+        pooled = pooled.float() if pooled.dtype in (torch.float16, torch.bfloat16) else pooled
+        return F.normalize(pooled, dim=-1) if self.settings.normalise else pooled
 
     def parts(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by part: tower, projector, language, head, adapter (LoRA), new (pooling, scale)."""
+        """Trainable parameters by part: tower, projector, language, head, adapter (LoRA), new (pooling, scale...)."""
         ours = [p for m in (self.latent, self.head) if m is not None for p in m.parameters()] + [self.log_scale]
-        lora = {id(p) for n, p in self.named_parameters() if "lora_" in n or "modules_to_save" in n}
+        ours += [] if self.log_step is None else [self.log_step]
+        marks = ("lora_", "modules_to_save", "trainable_tokens")
+        lora = {id(p) for n, p in self.named_parameters() if any(mark in n for mark in marks)}
         parts = {k: [p for p in ps if id(p) not in lora] for k, ps in self.base.groups().items()}
         parts["adapter"] = [p for p in self.parameters() if id(p) in lora]
         parts["new"] = ours
@@ -246,15 +309,18 @@ class Embedder(nn.Module):
         dim: int | None = None,
         tokens: int | None = None,
         progress: bool | None = None,
+        precision: Stored = "float",
     ) -> Tensor:
         """Vectors of inputs, (n, D) float32 on the CPU, unit length, in the order given; (D,) for a single input.
 
         An input is a string, a PIL image, a `Path` (its suffix says what it is), a dict of parts in order such as
         `{"image": picture, "text": "make it blue"}`, or an `Item`. dim: cut the vectors to their first components and
-        normalise again. tokens: per packed batch. progress: a bar; by default for more than a few batches.
+        normalise again. tokens: per packed batch. progress: a bar; by default for more than a few batches. precision:
+        "int8" (by the learned step) and "binary" give codes (model/codes.py) in place of floats.
         """
         from .encode import as_items, encode
 
+        self._check_stored(precision)
         items, single = as_items(inputs)
         label = "embedding" if progress or (progress is None and len(items) > 256) else ""
         out = encode(self, self.prompts(items, side, instruction), progress=label, tokens=tokens)
@@ -262,16 +328,45 @@ class Embedder(nn.Module):
             if not 1 <= dim <= self.dim:
                 raise ValueError(f"dim={dim}: vectors have {self.dim} components; give 1 to {self.dim}")
             out = cut(out, dim)
+        out = self._stored(out, precision)
         return out[0] if single else out
 
+    def _check_stored(self, precision: Stored) -> None:
+        if precision not in get_args(Stored):
+            raise ValueError(f"precision={precision!r}; expected one of {', '.join(map(repr, get_args(Stored)))}")
+        if precision == "int8" and self.log_step is None:
+            raise ValueError(
+                "precision='int8': this embedder has learned no step; train it with Quantised (Stage(int8=True)), or "
+                "take one from vectors: omni2vec.model.codes.calibrated"
+            )
 
-def remade(embedder: Embedder, settings: Settings, adapter: Any) -> Embedder:
-    """An Embedder over the same backbone, with other settings or another adapter. What was learned in pooling, head and
-    scale goes with it, where the settings leave its shape and meaning as they were."""
-    out = Embedder(embedder.backbone, embedder.template, settings, adapter).to(embedder.device)
+    def _stored(self, vectors: Tensor, precision: Stored) -> Tensor:
+        if precision == "float":
+            return vectors
+        from . import codes
+
+        step = self._step_of(vectors.shape[1])
+        return codes.binary(vectors) if step is None or precision == "binary" else codes.int8(vectors, step)
+
+
+def remade(
+    embedder: Embedder,
+    settings: Settings,
+    adapter: Any,
+    backbone: nn.Module | None = None,
+    template: Template | None = None,
+) -> Embedder:
+    """An Embedder over the same backbone (or another of the same size), with other settings, another adapter or
+    template. What was learned in pooling, head, scale and step goes with it, where the settings leave its shape and
+    meaning as they were."""
+    backbone = embedder.backbone if backbone is None else backbone
+    out = Embedder(backbone, embedder.template if template is None else template, settings, adapter)
+    out = out.to(embedder.device)
     wanted = {k: v.shape for k, v in out.state_dict().items() if not k.startswith("backbone.")}
     if settings.scale != embedder.settings.scale:
         del wanted["log_scale"]
+    if settings.projection != embedder.settings.projection:
+        wanted.pop("log_step", None)  # of vectors of another size
     learned = {k: v for k, v in embedder.state_dict().items() if k in wanted and v.shape == wanted[k]}
     out.load_state_dict(learned, strict=False)
     return out.train(embedder.training)
@@ -283,8 +378,10 @@ def cut(vectors: Tensor, dim: int) -> Tensor:
 
 
 def freeze(embedder: Embedder, parts: Sequence[str]) -> None:
-    """Parameters of the named parts ("tower", "projector", "language", "head", "scale") stop learning."""
+    """Parameters of the named parts ("tower", "projector", "language", "head", "scale", "step") stop learning."""
     named = {**embedder.base.groups(), "scale": [embedder.log_scale]}
+    if embedder.log_step is not None:
+        named["step"] = [embedder.log_step]
     for part in parts:
         if part not in named:
             raise ValueError(f"freeze={part!r}: this model's parts are {', '.join(named)}")

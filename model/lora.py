@@ -13,11 +13,13 @@ from torch import nn
 
 from .embedder import Embedder, remade
 from .quantize import Quantized, dequantize, kind_of
+from .tokens import ids
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters on every linear map of the language model; the rest is frozen.
+    """Low-rank adapters on every linear map of the language model; the rest is frozen, but for the rows of embedding
+    tokens (Settings.tokens), which learn whole.
 
     rank and alpha: the product B A is scaled by alpha / rank. tower: adapters on the vision tower as well.
     quantized: the frozen maps of the language model in 4 or 8 bits; needs bitsandbytes. rslora: scaled by alpha /
@@ -68,9 +70,18 @@ def attach(embedder: Embedder, lora: Lora) -> Embedder:
         bias="none",
         use_rslora=lora.rslora,
         use_dora=lora.dora,
+        # peft copies the whole table at each forward to put a few rows in: 4 bytes a weight of it, for a moment.
+        trainable_token_indices={_table(model): ids(embedder)} if embedder.settings.tokens else None,
     )
     adapter = get_peft_model(model, config)
     return remade(embedder, embedder.settings, adapter)
+
+
+def _table(model: Any) -> str:
+    """The name of the input embeddings."""
+    table = model.get_input_embeddings()
+    found: str = next(name for name, module in model.named_modules() if module is table)
+    return found
 
 
 def merged(embedder: Embedder) -> Embedder:

@@ -78,13 +78,15 @@ class Towers:
 
 @dataclass
 class Encoded:
-    """What one chunk's forward returns. vectors (n, D) normalised float32; scale (1,); local: name -> (sum, count)."""
+    """What one chunk's forward returns. vectors (n, D) normalised float32; scale: the inverse temperature, (1,), or
+    with the step of int8 vectors behind it, (2,); local, states: name -> (sum, count); at: layer -> (n, width)."""
 
     vectors: Tensor
     scale: Tensor
     local: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     at: dict[int, Tensor] = field(default_factory=dict)
     towers: Towers | None = None
+    states: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
 
 class Format(Protocol):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..model.embedder import Embedder, LocalTerms
+from ..model.embedder import Embedder, LocalTerms, StateTerms
 from ..model.types import Encoded, Inputs, Towers
 from . import fragments
 from .fragments import Fragment, Piece, Read
@@ -51,7 +51,16 @@ class Engine(Protocol):
         """Around the forwards of a whole pass, so that weights are cast once for all its chunks."""
         ...
 
-    def embed(self, inputs: Inputs, local: LocalTerms | None = None, towers: Towers | None = None) -> Encoded: ...
+    def embed(
+        self,
+        inputs: Inputs,
+        local: LocalTerms | None = None,
+        towers: Towers | None = None,
+        layers: tuple[int, ...] = (),
+        states: StateTerms | None = None,
+    ) -> Encoded:
+        """As Embedder.forward."""
+        ...
 
     def checkpointing(self, on: bool) -> None:
         """Whether blocks keep only their inputs for the backward pass, and are run again there."""
@@ -184,9 +193,16 @@ class Local:
     def autocast(self) -> AbstractContextManager[None]:
         return autocast(self.precision, self.device)
 
-    def embed(self, inputs: Inputs, local: LocalTerms | None = None, towers: Towers | None = None) -> Encoded:
+    def embed(
+        self,
+        inputs: Inputs,
+        local: LocalTerms | None = None,
+        towers: Towers | None = None,
+        layers: tuple[int, ...] = (),
+        states: StateTerms | None = None,
+    ) -> Encoded:
         with self.autocast():
-            out: Encoded = self.embedder(inputs.to(self.device, non_blocking=True), local, towers)
+            out: Encoded = self.embedder(inputs.to(self.device, non_blocking=True), local, towers, layers, states)
         return out
 
     def checkpointing(self, on: bool) -> None:

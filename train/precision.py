@@ -63,8 +63,8 @@ def cast(embedder: Embedder, precision: Precision) -> None:
     """
     check(precision)
     if precision == "bf16-true":
-        # The scale's logarithm moves by less than bfloat16 resolves.
-        kept = {id(embedder.log_scale)}
+        # Logarithms, of the scale and of the step, move by less than bfloat16 resolves.
+        kept = {id(embedder.log_scale), id(embedder.log_step)}
         for p in embedder.parameters():
             if p.is_floating_point() and id(p) not in kept:
                 p.data = p.data.to(torch.bfloat16)

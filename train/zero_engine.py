@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..model.embedder import Embedder, Learned, LocalTerms
+from ..model.embedder import Embedder, Learned, LocalTerms, StateTerms
 from ..model.types import Encoded, Inputs, Towers
 from . import fragments
 from .engine import Engine, Local, Updated, built, checkpointing, towers_frozen
@@ -43,20 +43,29 @@ def engine_of(
 class _Flat(nn.Module):
     """The embedder with its tensors in a tuple: DeepSpeed finds what it must hook in tuples and dicts alone.
 
-    The scale is registered here too. The embedder's own output is no tuple, so its parameters would not be fetched
-    again for the backward pass.
+    Scale and step are registered here too. The embedder's own output is no tuple, so its parameters would not be
+    fetched again for the backward pass. Behind vectors and scale stand the values of the local terms, of the terms of
+    states, and the inner layers' vectors; `rest` is what is no tensor.
     """
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
         self.embedder = embedder
-        self.log_scale = embedder.log_scale
-        self.rest: tuple[dict[str, int], Towers | None] = ({}, None)
+        self.log_scale, self.log_step = embedder.log_scale, embedder.log_step
+        self.rest: tuple[dict[str, int], dict[str, int], Towers | None] = ({}, {}, None)
 
-    def forward(self, inputs: Inputs, local: LocalTerms | None, towers: Towers | None) -> tuple[Tensor, ...]:
-        out: Encoded = self.embedder(inputs, local, towers)
-        self.rest = {name: count for name, (_, count) in out.local.items()}, out.towers
-        return (out.vectors, out.scale, *(value for value, _ in out.local.values()))
+    def forward(
+        self,
+        inputs: Inputs,
+        local: LocalTerms | None,
+        towers: Towers | None,
+        layers: tuple[int, ...],
+        states: StateTerms | None,
+    ) -> tuple[Tensor, ...]:
+        out: Encoded = self.embedder(inputs, local, towers, layers, states)
+        self.rest = {n: c for n, (_, c) in out.local.items()}, {n: c for n, (_, c) in out.states.items()}, out.towers
+        values = (value for terms in (out.local, out.states) for value, _ in terms.values())
+        return (out.vectors, out.scale, *values, *(out.at[layer] for layer in layers))
 
 
 class DeepSpeed:
@@ -124,12 +133,22 @@ class DeepSpeed:
         """Nothing under ZeRO-3: casts that are kept for a pass would be whole weights on every rank."""
         return contextlib.nullcontext() if self.sharded else autocast(self.precision, self.device)
 
-    def embed(self, inputs: Inputs, local: LocalTerms | None = None, towers: Towers | None = None) -> Encoded:
+    def embed(
+        self,
+        inputs: Inputs,
+        local: LocalTerms | None = None,
+        towers: Towers | None = None,
+        layers: tuple[int, ...] = (),
+        states: StateTerms | None = None,
+    ) -> Encoded:
+        here = inputs.to(self.device, non_blocking=True)
         with autocast(self.precision, self.device):
-            vectors, scale, *values = self._engine(inputs.to(self.device, non_blocking=True), local, towers)
-        (counts, towers), self._model.rest = self._model.rest, ({}, None)
-        return Encoded(vectors, scale, dict(zip(counts, zip(values, counts.values(), strict=True), strict=True)),
-                       towers=towers)  # fmt: skip
+            vectors, scale, *rest = self._engine(here, local, towers, layers, states)
+        (of_local, of_states, towers), self._model.rest = self._model.rest, ({}, {}, None)
+        found = iter(rest)
+        terms = {n: (next(found), c) for n, c in of_local.items()}
+        state_terms = {n: (next(found), c) for n, c in of_states.items()}
+        return Encoded(vectors, scale, terms, {layer: next(found) for layer in layers}, towers, state_terms)
 
     def checkpointing(self, on: bool) -> None:
         checkpointing(self.embedder, on)
