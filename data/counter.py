@@ -60,6 +60,15 @@ def noise(first: int, count: int, key: int) -> NDArray[np.uint64]:
     return _mix_array(np.arange(first, first + count, dtype=np.uint64) ^ np.uint64(key))
 
 
+def uniform(ids: NDArray[np.int64], count: int, *key: int | str) -> NDArray[np.float64]:
+    """(n, count) numbers of [0, 1) for each id of (n, 2), under the key: equal ids have equal numbers."""
+    seeds = np.full(len(ids), bits(*key), dtype=np.uint64)
+    for half in ids.astype(np.uint64).T:
+        seeds = _mix_array(seeds ^ half)
+    drawn = _mix_array(_mix_array(np.arange(count, dtype=np.uint64)) ^ seeds[:, None])
+    return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 @lru_cache(maxsize=2048)
 def _short(size: int, seed: int) -> NDArray[np.int64]:
     return _order(size, seed)
