@@ -86,7 +86,7 @@ def data(tmp_path):
 def test_a_recipe_loads_and_its_steps_have_an_order(path, data):
     tuned = ["model=org/model", f"data={data}"]
     given = {"real_mini": [f"data={data}"], "finetune_embedder": tuned, "eight_gpus": tuned, "eight_nodes": tuned}
-    given["mmeb_train"] = [f"base={tiny_mmeb(data)[0]}", f"data={data / 'mmeb'}", f"tasks={','.join(MMEB)}"]
+    given["vlm2vec_v2"] = [f"base={tiny_mmeb(data)[0]}", f"data={data / 'mmeb'}", f"tasks={','.join(MMEB)}"]
     recipe = load(path, given.get(path.stem, []))
     names = [s.name for s in recipe.steps]
     assert names[-1] == "release"
@@ -155,25 +155,25 @@ def test_the_mmeb_recipe_converts_a_snapshot_trains_two_steps_and_releases(data,
     tiny().save(tmp_path / "base")
     words = [f"base={tmp_path / 'base'}", f"data={snapshot}", f"tasks={','.join(MMEB)}", "steps=2", "batch=16"]
     words += ["sub_batch=8", "held=4", "train.workers=0", "train.precision=fp32"]
-    into = finished("mmeb_train", words, tmp_path / "run")
+    into = finished("vlm2vec_v2", words, tmp_path / "run")
     assert sorted(p.name for p in (into / "mmeb_train/train").iterdir()) == sorted(MMEB)
     report = report_of(into / "scores")
     assert [t.name for t in report.tasks] == ["ImageNet_1K", "MSCOCO_t2i"]  # questions have no pool of their own
     released, base = Embedder.load(into / "release"), Embedder.load(tmp_path / "base")
     assert (released.encode(["a cat"]) - base.encode(["a cat"])).abs().max() > 1e-6
-    again = load(RECIPES / "mmeb_train.py", [*words[:1], f"data={into / 'mmeb_train'}", *words[2:]])
+    again = load(RECIPES / "vlm2vec_v2.py", [*words[:1], f"data={into / 'mmeb_train'}", *words[2:]])
     assert "mmeb_train" not in [s.name for s in again.steps]  # shards need no conversion
 
 
 def test_the_mmeb_recipe_says_what_is_not_there(data, tmp_path):
     _, snapshot = tiny_mmeb(data)
     with pytest.raises(DataError, match=r"no N24News/original-\*.parquet in it"):
-        load(RECIPES / "mmeb_train.py", ["base=org/model", f"data={snapshot}"])
+        load(RECIPES / "vlm2vec_v2.py", ["base=org/model", f"data={snapshot}"])
     with pytest.raises(DataError, match="tasks=cirr: the mix has ImageNet_1K"):
-        load(RECIPES / "mmeb_train.py", ["base=org/model", f"data={snapshot}", "tasks=cirr"])
+        load(RECIPES / "vlm2vec_v2.py", ["base=org/model", f"data={snapshot}", "tasks=cirr"])
     write_shards(rows(4, 1), tmp_path / "shards/train/CIRR")
     with pytest.raises(DataError, match="no shards of NIGHTS; convert them"):
-        load(RECIPES / "mmeb_train.py", ["base=org/model", f"data={tmp_path / 'shards'}", "tasks=CIRR,NIGHTS"])
+        load(RECIPES / "vlm2vec_v2.py", ["base=org/model", f"data={tmp_path / 'shards'}", "tasks=CIRR,NIGHTS"])
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from typing import Literal, NamedTuple, get_args
 from ..index import full_digest
 from ..parts import probe
 from ..shards import write_shards
+from ..sources import Shards
 from ..tables import cells
-from ..types import Blob, DataError, Example, Item, Part, Text, Where
+from ..types import Blob, DataError, Example, Item, Part, Source, Text, Where
 from .mmeb_texts import TASKS, plain, query, target
 
 Version = Literal["original", "diverse_instruction"]
@@ -292,3 +293,18 @@ class _Reading:
             return probe("image", Blob(data), f"{where}: {name}")
         except DataError as error:
             raise _UnusableError(str(error)) from None
+
+
+def sources(data: str, tasks: Sequence[str]) -> dict[str, Source]:
+    """Task -> its rows: the shards in `data`, or those that are made of the snapshot there. Raises DataError naming the
+    tasks that are not there."""
+    top = Path(data)
+    shards = top / "train" if (top / "train").is_dir() else top
+    if any(shards.glob("*/*.tar")):
+        missing = [t for t in tasks if not any((shards / t).glob("*.tar"))]
+        if missing:
+            raise DataError(f"{shards}: no shards of {', '.join(missing)}; convert them, or name the others by tasks=")
+        return {t: Shards(str(shards / t)) for t in tasks}
+    made = MmebTrain(data, tasks=tuple(tasks), on_error="skip")  # what is left out is counted and listed
+    made.found()
+    return {t: Shards(made, f"train/{t}") for t in tasks}
