@@ -11,8 +11,8 @@ vector. At most 50,000 rows of a set are used. The original wording of the instr
 data: a snapshot of TIGER-Lab/MMEB-train with its pictures unpacked, or shards of it (docs/your_data.md). Hardware: the
 paper trained on 8 GPUs of 80 GB; the step is cached, so fewer give the same batches. No run of this recipe on the
 whole set is known yet: no score is promised. The paper's own on MMEB's 36 tasks: 60.1 with Phi-3.5-V; reports of a 2
-billion Qwen2-VL vary from 59.3 to 60.1. Unverified here: the learning rate of the adapters (2e-5) and the warm-up, which
-the public scripts and the paper do not give alike.
+billion Qwen2-VL vary from 59.3 to 60.1. Unverified here: the adapters' learning rate (2e-5) and the warm-up, which the
+public scripts and the paper do not give alike.
 
 mini: the same graph on the pictures of small public sets (docs/your_data.md), from random weights: two cores, minutes.
 """
@@ -38,7 +38,7 @@ TASKS = (
 )
 # Of these a row's own answers are no pool: to score them takes the benchmark's candidates.
 UNSCORED = ("OK-VQA", "A-OKVQA", "DocVQA", "InfographicsVQA", "ChartQA", "Visual7W", "MSCOCO")
-MINI = ("emoji_picture", "emoji_name", "clothing_classes", "cells_classes", "receipts_pages")
+MINI = ("emoji_picture", "emoji_name", "clothing_classes", "cells_classes", "cells_grounding")
 
 
 def recipe(
@@ -59,7 +59,7 @@ def recipe(
         return twin(data, seed)
     if not base:
         raise DataError(
-            "no model to start from; base=FOLDER or a hub's name, or mini=true for small sets and a tiny one"
+            "no model to start from; base=FOLDER or a hub's name, or mini=true for a tiny one on small sets"
         )
     whole = sources(data, TASKS)
     train: dict[str, Source] = {t: Rest(s, held, seed) for t, s in whole.items()} if held else whole

@@ -70,7 +70,7 @@ MINI = {
     "emoji_name": Share(3000, 1.0),
     "clothing_classes": Share(4000, 2.0),
     "cells_classes": Share(300, 0.5),
-    "receipts_pages": Share(300, 0.5),
+    "cells_grounding": Share(300, 0.5),
 }
 
 
@@ -96,7 +96,7 @@ def recipe(
         raise DataError(f"tasks={','.join(tasks)}: the mix has {', '.join(MIX)}")
     if not base:
         raise DataError(
-            "no model to start from; base=FOLDER or a hub's name, or mini=true for small sets and a tiny one"
+            "no model to start from; base=FOLDER or a hub's name, or mini=true for a tiny one on small sets"
         )
     whole = sources(data, tasks)
     train: dict[str, Source] = {t: Rest(s, held, seed) for t, s in whole.items()} if held else whole
