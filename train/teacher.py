@@ -6,7 +6,8 @@ A window's vectors are a file in the step's folder until the step is done. Rank 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,16 +18,18 @@ from torch import Tensor
 from ..data.absent import advice
 from ..data.counter import choose
 from ..data.types import DataError, Example, Prompted, Rows, Side, Step, Where
+from ..eval.matrix import Mapped, write
 from ..model.embedder import Embedder
 from ..model.encode import Spread, encode
 from ..model.encoder import load_encoder
 from ..model.types import Encoder
 from .gather import Group
 from .guard import Restart, Signals
-from .leave import everyone
+from .leave import everyone, together
 
 WINDOW = 4096  # prompts a file
 FOLDER = "vectors"  # in the step's folder, while it is made
+_LATE_S = 60.0  # a shared folder may show another host's file so late
 _COUNTED = 64  # rows whose tokens are counted for a plan
 
 
@@ -72,6 +75,31 @@ class Teacher:
     def vectors(self, name: str, count: int, prompt: Callable[[int], Prompted]) -> Tensor:
         """(count, D) float32 of prompt(0), ..., unit length, on rank 0; (0,) elsewhere. name: of the files, and of the
         bar. Collective."""
+        self.encode(name, count, prompt)
+        out = torch.empty(0)
+        if self.group.rank:
+            return out
+        for start, window in self.kept(name, count):  # one at a time: two copies of them all may be more than it has
+            out = out if start else window.new_empty((count, window.shape[1]))
+            out[start : start + len(window)] = window
+        return out
+
+    def matrix(self, name: str, count: int, prompt: Callable[[int], Prompted]) -> Mapped:
+        """(count, D) as `vectors`, in a file that all ranks map: no rank has them in memory. Collective."""
+        path = self.out / FOLDER / f"{name}.safetensors"
+        if not everyone(self.group, _told(path) == self.digest if self.group.rank == 0 else None)[0]:
+            self.encode(name, count, prompt)
+            together(self.group, lambda: self._joined(name, path, count) if self.group.rank == 0 else None)
+        return together(self.group, lambda: _appeared(path))
+
+    def _joined(self, name: str, path: Path, count: int) -> None:
+        width = self._load(name, 0).shape[1]
+        write(path, (v for _, v in self.kept(name, count)), (count, width), metadata={"teacher": self.digest})
+        for start in range(0, count, WINDOW):
+            self._path(name, start).unlink()
+
+    def encode(self, name: str, count: int, prompt: Callable[[int], Prompted]) -> None:
+        """Leaves a file of vectors for each window of prompt(0), ..., prompt(count - 1). Collective."""
         starts = range(0, count, WINDOW)
         done = everyone(self.group, [s for s in starts if self._kept(name, s)] if self.group.rank == 0 else None)[0]
         assert isinstance(done, list)
@@ -84,14 +112,10 @@ class Teacher:
             vectors = self._encoded([prompt(i) for i in range(start, end)], shown)
             if self.group.rank == 0:
                 self._keep(name, start, vectors)
-        if self.group.rank:
-            return torch.empty(0)
-        out = torch.empty(0)
-        for start in starts:  # one window at a time: two copies of them all may be more than the host has
-            window = self._load(name, start)
-            out = out if start else window.new_empty((count, window.shape[1]))
-            out[start : start + len(window)] = window
-        return out
+
+    def kept(self, name: str, count: int) -> Iterator[tuple[int, Tensor]]:
+        """(its first prompt, its vectors (n, D)) of every window that `encode` left."""
+        return ((start, self._load(name, start)) for start in range(0, count, WINDOW))
 
     def pause(self) -> None:
         """Raises Restart on all ranks where one of them was asked to end. Collective."""
@@ -117,13 +141,7 @@ class Teacher:
 
     def _kept(self, name: str, start: int) -> bool:
         """Whether the window is there, by this teacher."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self._path(name, start), framework="pt") as file:
-                return (file.metadata() or {}).get("teacher") == self.digest
-        except (OSError, SafetensorError):
-            return False
+        return _told(self._path(name, start)) == self.digest
 
     def _keep(self, name: str, start: int, vectors: Tensor) -> None:
         from safetensors.torch import save_file
@@ -138,6 +156,27 @@ class Teacher:
 
         vectors: Tensor = load_file(self._path(name, start))["vectors"]
         return vectors
+
+
+def _told(path: Path) -> str | None:
+    """The digest of the teacher whose vectors a file holds; None where there is no whole one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("teacher")
+    except (OSError, SafetensorError):
+        return None
+
+
+def _appeared(path: Path) -> Mapped:
+    """Raises DataError where another rank's file does not come into sight."""
+    end = time.monotonic() + _LATE_S
+    while not path.exists():
+        if time.monotonic() > end:
+            raise DataError(f"{path}: rank 0 has written it, and it is not here; all ranks need one shared folder")
+        time.sleep(0.1)
+    return Mapped(path)
 
 
 def _by_instruction(encoder: Encoder, prompts: Sequence[Prompted], shown: str) -> Tensor:
