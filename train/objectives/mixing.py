@@ -19,9 +19,10 @@ from ...data import counter
 from ...data.relation import Relation
 from ...data.schedules import Schedule
 from ...data.types import Clock, Where
+from ..gather import Group, bring
 from . import wrapped
 from .negatives import Negatives
-from .types import SumCount
+from .types import Graded, SumCount
 from .wrapped import Inner
 
 Kind = Literal["pair", "list", "both"]
@@ -73,6 +74,25 @@ class Mixing:
         more, whose = self.mixtures(query, docs, relation, clock)
         with_them, order = _among(relation, whose, clock)
         return wrapped.contrast(self.of, query, torch.cat([docs, more])[order], with_them, scale, clock)
+
+    def sharded(
+        self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock, group: Group
+    ) -> Graded:
+        """Every rank makes all mixtures, which costs no more than reading their parents; `of` is divided."""
+        with torch.no_grad():
+            more, whose = self.mixtures(query, docs, relation, clock)
+        with_them, order = _among(relation, whose, clock)
+        out = wrapped.divided(self.of, query, torch.cat([docs, more])[order], with_them, scale, clock, group)
+        d_docs, d_more = _apart(group, out.d_docs, order, len(docs), len(more))
+        d_query = out.d_query
+        if len(more) and not self.detached:
+            with torch.enable_grad():
+                leaves = [x.detach().requires_grad_() for x in (query, docs)]
+                again = self.mixtures(leaves[0], leaves[1], relation, clock)[0]
+                found = torch.autograd.grad(again, leaves, d_more, allow_unused=True, materialize_grads=True)
+            d_query = d_query + found[0][slice(*group.share(len(query)))]
+            d_docs = d_docs + found[1][slice(*group.share(len(docs)))]
+        return Graded(out.sum, out.count, d_query, d_docs, out.d_scale)
 
     def mixtures(self, query: Tensor, docs: Tensor, relation: Relation, clock: Clock) -> tuple[Tensor, Tensor]:
         """(M, D) of unit length, and the query of each (M,), in the order of the queries."""
@@ -155,6 +175,20 @@ def _among(relation: Relation, whose: Tensor, clock: Clock) -> tuple[Relation, T
     names = {n: torch.cat([getattr(relation, n), x])[order] for n, x in more.items()}
     scores = {n: torch.cat([x, x.new_full((count,), torch.nan)])[order] for n, x in relation.scores.items()}
     return replace(relation, owner=owner[order], scores=scores, **names), order
+
+
+def _apart(group: Group, share: Tensor, order: Tensor, docs: int, more: int) -> tuple[Tensor, Tensor]:
+    """The gradients by this rank's share of the documents, and on every rank those by all mixtures (more, D). share: of
+    the documents and mixtures in `order`, as computed here."""
+    rank_of = wrapped.rank_of(group, docs)
+    among = torch.empty(docs + more, dtype=torch.int64)
+    among[order.cpu()] = wrapped.rank_of(group, docs + more)
+    entries, gradient = bring(group, share, order, torch.cat([rank_of, among[docs:]]))
+    first, last = group.share(docs)
+    own = entries < docs
+    by_docs = share.new_zeros((last - first, share.shape[1])).index_copy_(0, entries[own] - first, gradient[own])
+    by_more = share.new_zeros((more, share.shape[1])).index_copy_(0, entries[~own] - docs, gradient[~own])
+    return by_docs, group.sum_(by_more) if more else by_more
 
 
 def _fresh(relation: Relation, count: int, clock: Clock) -> Tensor:

@@ -130,7 +130,8 @@ class _Signs(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, clip: float) -> Tensor:
         size = x.shape[1] ** -0.5
         ctx.save_for_backward(x.abs() <= clip * size)
-        return codes.signs(x) * size + 0 * x  # what is not a number stays that, and is noticed
+        signs: Tensor = codes.signs(x) * size + 0 * x  # what is not a number stays that, and is noticed
+        return signs
 
     @staticmethod
     @once_differentiable

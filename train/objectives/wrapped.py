@@ -71,10 +71,14 @@ def divided(
 def home(group: Group, share: Tensor, rows: Tensor, count: int) -> Tensor:
     """Gradients of some rows of `count` to the ranks in whose share they are. rows (M,): which they are; share: those
     of group.share(M), as computed here. (b - a, D) by group.share(count), zero at rows that are not among them."""
-    lengths = torch.tensor([b - a for a, b in bounds(count, group.size)])
-    entries, gradient = bring(group, share, rows, torch.arange(group.size).repeat_interleave(lengths))
+    entries, gradient = bring(group, share, rows, rank_of(group, count))
     first, last = group.share(count)
     return gradient.new_zeros((last - first, share.shape[1])).index_copy_(0, entries - first, gradient)
+
+
+def rank_of(group: Group, count: int) -> Tensor:
+    """(count,) the rank in whose share each of `count` rows is."""
+    return torch.arange(group.size).repeat_interleave(torch.tensor([b - a for a, b in bounds(count, group.size)]))
 
 
 def added(terms: Sequence[tuple[float, SumCount]]) -> SumCount:
