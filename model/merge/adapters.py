@@ -1,7 +1,7 @@
 """LoRA adapters (arXiv:2106.09685) as what they add to a base: ΔW = s B A, never A and B apart.
 
-The mean of products is no product of means: (B1 + B2)(A1 + A2) has terms that neither adapter has. So an adapter is read
-as base + ΔW, row by row, or products are merged exactly by stacking their factors, and cut to a rank by an SVD.
+The mean of products is no product of means: (B1 + B2)(A1 + A2) has terms that neither adapter has. So an adapter is
+read as base + ΔW, row by row, or products are merged exactly by stacking their factors, and cut to a rank by an SVD.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Product:
 @dataclass(frozen=True)
 class Adapter:
     """An adapter's folder. products: by the base's tensor that they are added to; saved: tensors that stand in place of
-    the base's; names: of the base's tensor, the module that peft names."""
+    the base's; modules: of either, the name in the adapter's file, of a product without its `.lora_A.weight`."""
 
     folder: Path
     base: Folder
@@ -47,6 +47,8 @@ class Adapter:
     products: Mapping[str, Product]
     saved: Mapping[str, Entry]
     modules: Mapping[str, str]
+    embeddings: tuple[str, ...] = ()  # targets that are embeddings
+    dtype: torch.dtype = torch.float32  # of the factors
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ class Adapted:
             return values
         width = entry.shape[1]
         first = start // width // _TILE * _TILE
-        last = min(entry.shape[0], -(-(-(-stop // width)) // _TILE) * _TILE)
+        rows = (stop + width - 1) // width
+        last = min(entry.shape[0], (rows + _TILE - 1) // _TILE * _TILE)
         added = product.rows(first, last).view(-1)[start - first * width : stop - first * width]
         return values + added.to(values.dtype)
 
@@ -104,16 +107,20 @@ def open_adapter(folder: Path) -> Adapter:
         elif mark and not rest.startswith(("B", "embedding_B")):
             raise DataError(f"{folder}: {name} is no part of a product B A; merge the adapter into its base first")
         elif not mark:
-            saved[_target(name.replace(".modules_to_save", ""), names, folder, at)] = entry
-    return Adapter(folder, base, config, products, saved, modules)
+            target = _target(name.replace(".modules_to_save", ""), names, folder, at)
+            saved[target], modules[target] = entry, name
+    embeddings = tuple(t for t, m in modules.items() if f"{m}.lora_embedding_A" in entries)
+    kind = next((e.dtype for n, e in entries.items() if ".lora_" in n), torch.float32)
+    return Adapter(folder, base, config, products, saved, modules, embeddings, kind)
 
 
 def _plain(folder: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type", "LORA")
     if kind != "LORA" or config.get("use_dora"):
+        named = "DoRA" if config.get("use_dora") else kind
         raise DataError(
-            f"{folder}: an adapter of kind {'DoRA' if config.get('use_dora') else kind} is no product B A that is added "
-            "to its base; save omni2vec.model.lora.merged(embedder), and merge that"
+            f"{folder}: an adapter of kind {named} is no product B A that is added to its base; save "
+            "omni2vec.model.lora.merged(embedder), and merge that"
         )
 
 

@@ -50,7 +50,7 @@ class Writer(AbstractContextManager["Writer"]):
     def write(self, values: Tensor) -> None:
         """The next elements, 1-D, in the dtype of their tensor."""
         if values.numel():
-            self._stream.write(memoryview(values.contiguous().view(torch.uint8).numpy()))
+            self._stream.write(values.contiguous().view(torch.uint8).numpy().data)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
