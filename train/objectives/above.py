@@ -5,13 +5,13 @@ Rows below are out altogether: a pair of low score is no answer, yet often too n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ...data.relation import Relation, of_queries
 from ...data.schedules import Schedule
-from ...data.types import Clock, Where
+from ...data.types import Clock
 from ..gather import Group
 from . import wrapped
 from .types import Graded, SumCount, scores_of
@@ -36,9 +36,6 @@ class Above:
     @property
     def stepped(self) -> bool:
         return wrapped.stepped(self.of)
-
-    def opened(self, where: Where) -> Above:
-        return replace(self, of=wrapped.opened(self.of, where))
 
     def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount:
         """As Contrastive.contrast. Where no row is left, a zero that hangs on the graph, of count 0. Raises

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...data import counter
 from ...data.relation import Relation
 from ...data.schedules import Schedule
-from ...data.types import Clock, Where
+from ...data.types import Clock
 from ...model.codes import step_at
 from ..gather import Group
 from . import wrapped
@@ -51,9 +51,6 @@ class Matryoshka:
     @property
     def stepped(self) -> bool:
         return wrapped.stepped(self.of)
-
-    def opened(self, where: Where) -> Matryoshka:
-        return replace(self, of=wrapped.opened(self.of, where))
 
     def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount:
         """As Contrastive.contrast; raises ValueError for dims beyond D."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...data import counter
 from ...data.relation import Relation
 from ...data.schedules import Schedule
-from ...data.types import Clock, Where
+from ...data.types import Clock
 from ..gather import Group, bring
 from . import wrapped
 from .negatives import Negatives
@@ -66,9 +66,6 @@ class Mixing:
     @property
     def stepped(self) -> bool:
         return wrapped.stepped(self.of)
-
-    def opened(self, where: Where) -> Mixing:
-        return replace(self, of=wrapped.opened(self.of, where))
 
     def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount:
         more, whose = self.mixtures(query, docs, relation, clock)

@@ -7,7 +7,7 @@ their lengths are part of what is searched and must be part of what is trained. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ...data.relation import Relation
 from ...data.schedules import Schedule
-from ...data.types import Clock, Where
+from ...data.types import Clock
 from ...model import codes
 from ..gather import Group
 from . import wrapped
@@ -52,9 +52,6 @@ class Quantised:
     @property
     def stepped(self) -> bool:
         return self.bits > 1 or wrapped.stepped(self.of)
-
-    def opened(self, where: Where) -> Quantised:
-        return replace(self, of=wrapped.opened(self.of, where))
 
     def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount:
         """As Contrastive.contrast; scale (1,), or (2,) with the step."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...data.relation import Relation
-from ...data.types import Clock, Where
+from ...data.types import Clock
 from ..gather import Group, bounds, bring
 from .pairs import pairs
-from .types import Contrastive, Graded, Layered, Opens, Pairwise, Sharded, Stepped, SumCount
+from .types import Contrastive, Graded, Layered, Pairwise, Sharded, Stepped, SumCount
 
 Inner = Contrastive | Pairwise
 
@@ -30,13 +30,6 @@ def checked(wrapper: str, of: object) -> None:
 def stepped(of: Inner) -> bool:
     """Whether it takes the embedder's step behind the scale."""
     return isinstance(of, Stepped) and of.stepped
-
-
-def opened(of: Inner, where: Where) -> Inner:
-    """The inner objective that is used, where it goes by what another step made."""
-    found = of.opened(where) if isinstance(of, Opens) else of
-    assert isinstance(found, Contrastive | Pairwise)
-    return found
 
 
 def contrast(of: Inner, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount:
