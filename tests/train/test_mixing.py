@@ -14,8 +14,10 @@ from omni2vec.data import counter
 from omni2vec.data.relation import Relation
 from omni2vec.data.types import Clock, Example
 from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.masked import Masked
 from omni2vec.train.objectives.mixing import Kind, Mixing
-from omni2vec.train.objectives.types import Contrastive, SumCount
+from omni2vec.train.objectives.soft_label import SoftLabel
+from omni2vec.train.objectives.types import Contrastive, NoScoreError, SumCount
 from torch import Tensor
 
 from .rows import mixed, row, vectors
@@ -246,6 +248,30 @@ def test_detached_mixtures_are_constants() -> None:
     want = torch.autograd.grad(Beside().contrast(q, d, relation, s, CLOCK).sum, (q, d, s))
     for a, b in zip(found, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_mixture_nearer_than_the_positive_is_masked_as_a_given_negative_is() -> None:
+    """The parents are short of the positive by 0.02, what they make is beyond it by more than the margin."""
+    relation = Relation.of(rows(2), ["a"])
+    q = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
+    a, b, c = 0.62, (1 - 0.62**2) ** 0.5, 0.6
+    d = torch.tensor([[a, b, 0], [c, 0, (1 - c**2) ** 0.5], [c, 0, -((1 - c**2) ** 0.5)]], dtype=torch.float64)
+    scale = torch.tensor([20.0], dtype=torch.float64)
+    masked, plain = (
+        [float(o.contrast(q, d, relation, scale, CLOCK).sum) for o in (Mixing(inner, kind="list"), inner)]
+        for inner in (Masked(margin=0.1), InfoNCE())
+    )
+    assert masked[0] == pytest.approx(masked[1], abs=1e-12) and masked[1] == pytest.approx(plain[1], abs=1e-12)
+    assert plain[0] > plain[1] + 5  # at a cosine of 1, against 0.62
+
+
+def test_a_teacher_scores_no_mixture_and_its_objective_says_so() -> None:
+    relation = Relation.of(rows(2, 2), ["a"])
+    relation.scores["label"] = torch.rand(len(relation.owner))  # type: ignore[index]
+    q, d, s = vectors(relation)
+    assert SoftLabel(score="label").contrast(q, d, relation, s, CLOCK).sum.isfinite()
+    with pytest.raises(NoScoreError, match="no score 'label'"):
+        Mixing(SoftLabel(score="label")).contrast(q, d, relation, s, CLOCK)
 
 
 def test_opposite_parents_give_finite_numbers() -> None:

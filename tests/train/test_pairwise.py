@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from omni2vec.data.relation import Relation
 from omni2vec.data.types import Clock
 from omni2vec.train.objectives.above import Above
+from omni2vec.train.objectives.at_layer import AtLayer
 from omni2vec.train.objectives.cosent import CoSENT
 from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.pearson import Pearson
@@ -311,6 +312,7 @@ def test_ranks_divide_above_as_one_process_computes_it(inner: Contrastive | Pair
         (lambda: RankKL(temperature=-1), "RankKL: temperature=-1"),
         (lambda: PRO(ties=-0.1), "PRO: ties=-0.1"),
         (lambda: Above("infonce"), "Above: of='infonce'"),  # type: ignore[arg-type]
+        (lambda: Above(AtLayer(InfoNCE())), "asks for an inner layer; wrap the other way round, Above inside it"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(make, message: str) -> None:  # type: ignore[no-untyped-def]

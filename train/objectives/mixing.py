@@ -1,7 +1,7 @@
 """Mixing: hard negatives made of a query's own, in the space of the vectors.
 
 A mixture of two negatives is nearer to the query than they are, by 1 / cos of half the angle between them: it may be
-nearer than the positive, and an objective that masks what is too near masks it too.
+nearer than the positive, and an objective that masks what is too near (Masked) masks it too.
 """
 
 from __future__ import annotations

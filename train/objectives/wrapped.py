@@ -18,6 +18,8 @@ from .types import Contrastive, Graded, Layered, Pairwise, Sharded, Stepped, Sum
 
 Inner = Contrastive | Pairwise
 
+_NOTHING = 1e-12  # far below what float32 leaves of a prefix of a unit vector
+
 
 def checked(wrapper: str, of: object) -> None:
     """Raises ValueError for an `of` that a wrapper cannot hold."""
@@ -91,6 +93,7 @@ def added_shares(terms: Sequence[tuple[float, Graded]]) -> Graded:
 
 
 def unit(x: Tensor) -> Tensor:
-    """(n, D) -> unit length. A row of zeros stays one and gets no gradient: no direction is as good as another."""
+    """(n, D) -> unit length. A row of zeros, or as good as that, becomes one and gets no gradient, which would be
+    without bounds: no direction is better than another."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x / norm.masked_fill(norm == 0, torch.inf)
+    return x / norm.masked_fill(norm < _NOTHING, torch.inf)
