@@ -299,7 +299,7 @@ def counted(judged: Judgement, rules: Sequence[AnyRule]) -> dict[str, list[int]]
 
 def histogram(cosines: Floats) -> list[int]:
     places = np.clip(((cosines.astype(np.float64) + 1) / 2 * BINS).astype(np.int64), 0, BINS - 1)
-    return np.bincount(places, minlength=BINS).tolist()
+    return [int(n) for n in np.bincount(places, minlength=BINS)]
 
 
 def _plain(values: Sequence[float]) -> tuple[float, ...]:

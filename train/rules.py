@@ -118,7 +118,8 @@ class PercentOfPositive:
 
     def keep(self, view: View) -> Bools:
         least = view.least
-        return _below(view.score, least - np.float32(1 - self.share) * np.abs(least))
+        margin = (1 - self.share) * np.abs(least.astype(np.float64))
+        return _below(view.score, (least - margin).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -264,5 +265,4 @@ def _over(function: Callable[..., Floats], values: Floats) -> Floats:
     empty = np.isnan(values).all(1)
     filled = np.where(empty[:, None], np.float32(0), values)
     found = function(filled, axis=1).astype(np.float32) if values.shape[1] else np.zeros(len(values), np.float32)
-    out: Floats = np.where(empty, np.float32(np.nan), found)
-    return out[:, None]
+    return np.where(empty, np.float32(np.nan), found).astype(np.float32)[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,7 @@ class Words:
     @staticmethod
     def of(pool: Pool) -> Words:
         needs_bm25()
-        import bm25s
-
+        bm25s = import_module("bm25s")
         texts = [_words(item, example.key) for example, item in map(pool.item, range(pool.candidates))]
         index = bm25s.BM25()
         index.index(bm25s.tokenize(texts, stopwords=None, show_progress=False), show_progress=False)
@@ -48,8 +48,7 @@ class Words:
 
     def top(self, row: int, count: int) -> Longs:
         """At most `count` candidates that share a word with the row's query, best first; equal ones in pool order."""
-        import bm25s
-
+        bm25s = import_module("bm25s")
         example = self.pool.rows[row]
         tokens = bm25s.tokenize(
             _words(example.query, example.key), stopwords=None, show_progress=False, return_ids=False
