@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -181,14 +181,15 @@ class Embedder(nn.Module):
     @property
     def step(self) -> float | None:
         """The learned step of int8 vectors of `dim` components; None where none was learned. It is learned on whole
-        vectors: cut to fewer components and unit length again, each is longer by the root of their share."""
+        vectors, and grows where they are cut (codes.step_at)."""
         return self._step_of(self.dim)
 
     def _step_of(self, dim: int) -> float | None:
         if self.log_step is None:
             return None
-        whole = self.settings.projection or self.width
-        return float(self.log_step.detach().double().exp()) * math.sqrt(whole / dim)
+        from .codes import step_at
+
+        return float(step_at(self.log_step.detach().double().exp(), self.settings.projection or self.width, dim))
 
     @property
     def blocks(self) -> int:
@@ -346,7 +347,8 @@ class Embedder(nn.Module):
         from . import codes
 
         step = self._step_of(vectors.shape[1])
-        return codes.binary(vectors) if step is None or precision == "binary" else codes.int8(vectors, step)
+        stored: Tensor = codes.binary(vectors) if precision == "binary" else codes.int8(vectors, step or 0.0)
+        return stored
 
 
 def remade(
@@ -360,6 +362,8 @@ def remade(
     template. What was learned in pooling, head, scale and step goes with it, where the settings leave its shape and
     meaning as they were."""
     backbone = embedder.backbone if backbone is None else backbone
+    if settings.mask_instruction != embedder.settings.mask_instruction:
+        _mask_instruction(backbone, settings.mask_instruction)
     out = Embedder(backbone, embedder.template if template is None else template, settings, adapter)
     out = out.to(embedder.device)
     wanted = {k: v.shape for k, v in out.state_dict().items() if not k.startswith("backbone.")}
@@ -370,6 +374,13 @@ def remade(
     learned = {k: v for k, v in embedder.state_dict().items() if k in wanted and v.shape == wanted[k]}
     out.load_state_dict(learned, strict=False)
     return out.train(embedder.training)
+
+
+def _mask_instruction(backbone: Any, on: bool) -> None:
+    """Where the tokens that a mean may see are marked: in the host half, as it collates."""
+    if not hasattr(backbone.format, "tokens"):
+        raise ValueError(f"mask_instruction={on}: {type(backbone).__name__} has no instruction to leave out of a mean")
+    backbone.format.tokens = replace(backbone.format.tokens, mask_instruction=on)
 
 
 def cut(vectors: Tensor, dim: int) -> Tensor:

@@ -20,11 +20,11 @@ from . import resume
 from .cost import Coming, coming, widest
 from .engine import Engine
 from .guard import wished
-from .loss import local_terms
 from .memory import CAP, Footprint, agreed, allot, budgets, kept_bytes
 from .probe import Trial, footprint, settle
 from .resume import State
-from .step import Memory, callables
+from .step import Memory
+from .wanted import Wanted
 
 if TYPE_CHECKING:
     from ..eval.types import Task
@@ -120,8 +120,8 @@ def _probed(stage: Stage, engine: Engine, loader: Loader[Inputs], state: State) 
                 told = trials(plans, widest(plan), offered, more)
                 yield offered, [Trial(partial(loader.again, plan, i), runs, r, graph) for i, runs, r, graph in told]
 
-    terms = callables(local_terms(stage.bounds()))
-    tokens, settled, _ = settle(engine, state.chunk_tokens, longest, offers, terms, stage.name)
+    wanted = Wanted.of(stage.bounds(), engine.embedder)
+    tokens, settled, _ = settle(engine, state.chunk_tokens, longest, offers, wanted, stage.name)
     return replace(settled, chunk_tokens=tokens)
 
 

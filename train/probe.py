@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from ..model.embedder import LocalTerms
 from ..model.types import Inputs
 from .guard import smaller
 from .machine import host_peak_bytes
 from .memory import Footprint, measure
 from .offload import offloading
 from .trouble import agree, is_out_of_memory, ran_out_of_memory
+from .wanted import Wanted
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -56,10 +56,10 @@ class _TogetherError(Exception):
     """Leaves the engine's block without its reduction, on all ranks."""
 
 
-def probe(engine: Engine, inputs: Inputs, memory: Memory, terms: LocalTerms | None = None, reserve: int = 0) -> Probe:
+def probe(engine: Engine, inputs: Inputs, memory: Memory, wanted: Wanted | None = None, reserve: int = 0) -> Probe:
     """Forward and backward of one chunk under a memory plan. Collective: the ranks' chunks run the same modules.
 
-    terms: the stage's Local objectives, whose logits count. reserve: bytes that the device will hold besides. Weights,
+    wanted: by the stage's objectives, whose logits count. reserve: bytes that the device will hold besides. Weights,
     gradients and random state are left as they were. Where forwards hold collectives, out of memory in one raises at
     the rank that is: the others cannot be told. That the reserve finds no room is agreed on before.
     """
@@ -68,10 +68,12 @@ def probe(engine: Engine, inputs: Inputs, memory: Memory, terms: LocalTerms | No
     def work() -> None:
         engine.checkpointing(memory != "all")
         with engine.autocast(), offloading(memory == "offloaded", device):
-            encoded = engine.embed(inputs, terms)
+            encoded = engine.embed(inputs) if wanted is None else wanted.embed(engine, inputs)
         root = encoded.vectors.sum() + encoded.scale.sum()
-        for value, _ in encoded.local.values():
+        for value, _ in [*encoded.local.values(), *encoded.states.values()]:
             root = root + value
+        for vectors in encoded.at.values():
+            root = root + vectors.sum()
         if root.requires_grad:
             engine.backward(root)
 
@@ -138,7 +140,7 @@ def settle(
     tokens: int,
     longest: int,
     offers: Callable[[int], Iterable[tuple[T, Sequence[Trial]]]],
-    terms: LocalTerms | None = None,
+    wanted: Wanted | None = None,
     stage: str = "",
 ) -> tuple[int, T, Probe]:
     """The first plan all of whose trials go through on every rank, with its chunk budget and its largest trial's probe.
@@ -151,7 +153,7 @@ def settle(
         for plan, trials in offers(tokens):
             found = Probe(True, 0)
             for trial in trials:
-                one = _tried(engine, trial, terms, lambda: smaller(tokens, longest, stage))  # noqa: B023
+                one = _tried(engine, trial, wanted, lambda: smaller(tokens, longest, stage))  # noqa: B023
                 found = Probe(one.fits, max(one.peak, found.peak))
                 if not one.fits:
                     break
@@ -160,12 +162,12 @@ def settle(
         tokens = smaller(tokens, longest, stage)
 
 
-def _tried(engine: Engine, trial: Trial, terms: LocalTerms | None, less: Callable[[], int]) -> Probe:
+def _tried(engine: Engine, trial: Trial, wanted: Wanted | None, less: Callable[[], int]) -> Probe:
     """Where a rank without room cannot tell the others, they first agree that what the chunk keeps has its room."""
     if engine.lockstep and engine.group.size > 1 and _room(engine, trial.reserve + trial.graph) is None:
         return Probe(False, 0)
     try:
-        return probe(engine, trial.inputs(), trial.memory, terms, trial.reserve)
+        return probe(engine, trial.inputs(), trial.memory, wanted, trial.reserve)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

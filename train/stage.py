@@ -20,10 +20,11 @@ from ..model.types import Attention, Inputs
 from .engine import Engine, Precision
 from .gather import Group
 from .health import Checkup
-from .loss import Bound, opened
+from .loss import Bound, nested, opened
 from .monitor import Wandb
 from .objectives.infonce import InfoNCE
-from .objectives.types import Contrastive, Objective
+from .objectives.matryoshka import Matryoshka
+from .objectives.types import Contrastive, Objective, Stepped
 from .optim import AdamW
 from .resume import State
 from .step import Memory
@@ -59,7 +60,9 @@ class Stage:
     objectives: by name; a feed names the one that its rows go to. batch, sub_batch: rows; sub_batch 0 is the whole
     batch. mix: how the feeds share the batches (data/mix.py); window: shards whose rows are shuffled together.
     temperature: of the contrastive objectives, which may follow the stage's progress; None leaves it to `scale`, its
-    inverse. chunk_tokens: tokens of a packed row, "auto" to measure what fits. memory: see train/step.py; "auto" is the
+    inverse. scale, pooling, attention, mask_instruction (leave it out of a mean), tokens (of the embedding, at the tail
+    of every prompt: model/tokens.py), limits: of the embedder, None as it is. An objective on int8 vectors gives it a
+    step to learn, and one on prefixes is recorded in its settings. chunk_tokens: tokens of a packed row, "auto" to measure what fits. memory: see train/step.py; "auto" is the
     fastest that fits memory_gb (0: half of what is free). clip: greatest gradient norm. keep, keep_best: newest, and
     best-scored, checkpoints kept; take: which weights are the output. precision: see train/precision.py. zero: how
     the state is split over the ranks; None is whole weights on each. compile: torch.compile, block by block. checkup:
@@ -85,6 +88,8 @@ class Stage:
     temperature: float | Schedule | None = None
     pooling: Pooling | None = None
     attention: Attention | None = None
+    mask_instruction: bool | None = None
+    tokens: int | None = None
     limits: Limits | None = None
     precision: Precision = "fp32"
     zero: Zero | None = field(default=None, compare=False)
@@ -163,6 +168,7 @@ class Stage:
             ("keep", self.keep, 1),
             ("keep_best", self.keep_best, 0),
             ("stall_s", self.stall_s, 0),
+            ("tokens", self.tokens or 0, 0),
             ("window", self.window, 1),
             ("validate.every", every, 1),
         ):
@@ -198,6 +204,17 @@ class Stage:
             for name, objectives in self.objectives.items()
         )
 
+    def _each(self) -> Iterator[Objective]:
+        """Every objective, and those inside it."""
+        for objectives in self.objectives.values():
+            for objective in objectives:
+                yield from nested(objective)
+
+    def _prefixes(self, whole: int) -> tuple[int, ...]:
+        """The sizes that vectors are trained for, largest first; none where no objective cuts them."""
+        dims = {d or whole for o in self._each() if isinstance(o, Matryoshka) for d in o.dims}
+        return tuple(sorted(dims, reverse=True))
+
     def base(self, where: Where) -> str:
         """The digest of the model that this stage starts from: what is not trained is in no checkpoint."""
         from ..model.checkpoint import digest_of_folder
@@ -211,6 +228,7 @@ class Stage:
         from ..model.embedder import freeze, remade
         from ..model.lora import attach, merged
         from ..model.quantize import quantize
+        from ..model.tokens import with_tokens
 
         path = self.model if isinstance(self.model, str) else where(self.model)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -228,10 +246,15 @@ class Stage:
             scale=old.scale if scale is None else scale,
             pooling=old.pooling if self.pooling is None else self.pooling,
             attention=old.attention if self.attention is None else self.attention,
+            mask_instruction=old.mask_instruction if self.mask_instruction is None else self.mask_instruction,
+            int8=old.int8 or any(isinstance(o, Stepped) and o.stepped for o in self._each()),
+            matryoshka=self._prefixes(embedder.dim) or old.matryoshka,
             limits=replace(old.limits if self.limits is None else self.limits, draft=False),  # a draft is for training
         )
         if settings != old:
             embedder = remade(embedder, settings, embedder.adapter)
+        if self.tokens and self.tokens != embedder.settings.tokens:
+            embedder = with_tokens(embedder if self.lora is None else merged(embedder), self.tokens)
         if self.lora is not None:
             embedder = merged(embedder)
             if self.lora.quantized:

@@ -24,15 +24,15 @@ from torch import Tensor
 from ..data.planned import Plan
 from ..data.schedules import at
 from ..data.types import Clock, DataError
-from ..model.embedder import LocalTerms
 from ..model.types import Encoded, Inputs, Towers
 from .engine import Engine
 from .gather import Group, gather_vectors
 from .loss import Bound as Bound
-from .loss import Graded, Owners, batch_loss, layers_of, local_terms
+from .loss import Graded, Owners, batch_loss, local_terms
 from .objectives.types import Local, NoScoreError, States
 from .offload import offloading
 from .trouble import ran_out_of_memory
+from .wanted import Wanted
 
 Memory = Literal["all", "boundaries", "offloaded", "vectors"]
 Watch = Callable[[str], AbstractContextManager[object]]
@@ -91,19 +91,6 @@ class _Passed:
     dummies: int = 0
 
 
-def callables(terms: Mapping[str, tuple[frozenset[int], Local | States]]) -> LocalTerms:
-    """As Embedder.forward takes them."""
-
-    def call(objective: Local) -> Callable[[Tensor, Tensor], tuple[Tensor, int]]:
-        def term(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-            out = objective.local(logits, labels)
-            return out.sum, out.count
-
-        return term
-
-    return {name: (groups, call(o)) for name, (groups, o) in terms.items() if isinstance(o, Local)}
-
-
 def cached_step(
     engine: Engine,
     plan: Plan,
@@ -129,11 +116,9 @@ def cached_step(
     run out of it.
     """
     local, group = local_terms(bounds), engine.group
-    terms = callables(local)
-    inner = {layer: engine.embedder.layer(layer) for layer in layers_of(bounds)}
-    layers = tuple(sorted(set(inner.values())))
+    wanted = Wanted.of(bounds, engine.embedder)
     memories = (memory,) * len(plan.chunks) if isinstance(memory, str) else tuple(memory)
-    first, passed = _First(engine, terms, layers, memories, host_bytes, watch, count), _Passed()
+    first, passed = _First(engine, wanted, memories, host_bytes, watch, count), _Passed()
     full = ran_out_of_memory(engine, lambda: first(plan, chunks, passed))
     if full:
         passed.chunks.clear()
@@ -141,7 +126,7 @@ def cached_step(
         failed = _agree(group, engine.device, plan, passed, full)
         entries = [torch.tensor([e for c in of_rank for e in c.entries], dtype=torch.int64) for of_rank in plan.ranks]
         vectors = gather_vectors(group, entries, torch.cat(passed.own))
-        at_layer = {n: gather_vectors(group, entries, torch.cat(passed.at[n])) for n in layers}
+        at_layer = {n: gather_vectors(group, entries, torch.cat(passed.at[n])) for n in wanted.layers}
         passed.own.clear()
         passed.at.clear()
     bad = {plan.slots[e][0] for e in failed}
@@ -154,13 +139,13 @@ def cached_step(
     done = Done(vectors, passed.scale[:1], rows=int(good.sum()), failed=tuple(sorted(bad)))
     with watch("loss"):
         owners = Owners.of(group, entries, vectors.device)
-        at_layers = {layer: at_layer[n] for layer, n in inner.items()}
+        at_layers = {layer: at_layer[n] for layer, n in wanted.named.items()}
         relation = plan.relation.to(vectors.device)
         try:
             graded = batch_loss(vectors, at_layers, passed.scale, relation, good, bounds, clock, owners)
         except NoScoreError as error:
             raise DataError(f"{plan.keys[error.query]}: {error.lacks}") from error
-        for layer, n in inner.items():  # two names may be one layer
+        for layer, n in wanted.named.items():  # two names may be one layer
             found = graded.d_at.pop(layer)
             graded.d_at[n] = graded.d_at[n] + found if n in graded.d_at else found
     done.loss, done.losses = graded.loss, graded.losses
@@ -168,7 +153,7 @@ def cached_step(
     if done.finite:
         labels = {name: _counted(plan, groups, o, failed) for name, (groups, o) in local.items()}
         weights = {n: at(o.weight, clock.progress) / labels[n] if labels[n] else 0.0 for n, (_, o) in local.items()}
-        second = _Second(engine, terms, layers, weights, again, watch, plain)
+        second = _Second(engine, wanted, weights, again, watch, plain)
         sums, done.flops, done.dummies = second(plan, passed, graded)
         for name, total in sums.items():
             if labels[name]:
@@ -215,8 +200,7 @@ class _First:
     """The first pass: every chunk's vectors, and its graph, or what it takes to run it again."""
 
     engine: Engine
-    terms: LocalTerms
-    layers: tuple[int, ...]
+    wanted: Wanted
     memories: Sequence[Memory]
     host_bytes: int
     watch: Watch
@@ -237,7 +221,7 @@ class _First:
                     state = _Chunk(at, len(chunk.entries))
                     encoded = self._run(state, _silent(inputs), memory, frozen)
                 passed.own.append(encoded.vectors.detach()[: len(chunk.entries)])
-                for layer in self.layers:
+                for layer in self.wanted.layers:
                     passed.at.setdefault(layer, []).append(encoded.at[layer].detach()[: len(chunk.entries)])
                 passed.scale = encoded.scale.detach()
                 passed.chunks.append(state)
@@ -252,11 +236,11 @@ class _First:
         engine.checkpointing(memory != "all")
         if memory != "vectors":
             with offloading(memory == "offloaded", engine.device):
-                state.encoded = _embed(engine, inputs, self.terms, None, self.layers)
+                state.encoded = self.wanted.embed(engine, inputs)
             return state.encoded
         state.rng = _rng(engine.device)
         with torch.no_grad():
-            encoded = _embed(engine, inputs, None, None, self.layers)
+            encoded = self.wanted.vectors(engine, inputs)
         if frozen and encoded.towers is not None:
             self.seen += encoded.towers.nbytes
             state.towers = encoded.towers if self.seen <= self.host_bytes else None
@@ -271,15 +255,14 @@ class _Second:
     the FLOPs and the dummies' tokens."""
 
     engine: Engine
-    terms: LocalTerms
-    layers: tuple[int, ...]
+    wanted: Wanted
     weights: Mapping[str, float]
     again: Callable[[Plan, int], Inputs] | None
     watch: Watch
     plain: bool
 
     def __call__(self, plan: Plan, passed: _Passed, graded: Graded) -> tuple[dict[str, float], float, int]:
-        sums = dict.fromkeys(self.terms, 0.0)
+        sums = dict.fromkeys([*self.wanted.local, *self.wanted.states], 0.0)
         with self.engine.accumulating():
             full = False
             for i in range(len(passed.chunks)):
@@ -298,9 +281,9 @@ class _Second:
         state, last = passed.chunks[i], i == len(passed.chunks) - 1
         encoded = state.encoded if state.encoded is not None else self._replay(plan, i, state)
         root = _along(encoded.vectors, graded.d_own, state)
-        for layer in self.layers:
+        for layer in self.wanted.layers:
             root = root + _along(encoded.at[layer], graded.d_at[layer], state)
-        for name, (value, _) in encoded.local.items():
+        for name, (value, _) in {**encoded.local, **encoded.states}.items():
             sums[name] += float(value.detach())
             root = root + self.weights[name] * value
         if last:  # the scale's gradient is that of the whole batch: one rank adds it, the others a zero
@@ -321,15 +304,9 @@ class _Second:
         after = _rng(engine.device)
         _set_rng(state.rng, engine.device)
         engine.checkpointing(not self.plain)
-        encoded = _embed(engine, inputs, self.terms, state.towers, self.layers)
+        encoded = self.wanted.embed(engine, inputs, state.towers)
         _set_rng(after, engine.device)
         return encoded
-
-
-def _embed(
-    engine: Engine, inputs: Inputs, terms: LocalTerms | None, towers: Towers | None, layers: tuple[int, ...]
-) -> Encoded:
-    return engine.embed(inputs, terms, towers, layers) if layers else engine.embed(inputs, terms, towers)
 
 
 def _along(vectors: Tensor, gradient: Tensor, state: _Chunk) -> Tensor:

@@ -14,10 +14,22 @@ from omni2vec.data.mix import Feed
 from omni2vec.data.types import Clock, Example, Item, Limits
 from omni2vec.model.embedder import Learned, freeze, remade
 from omni2vec.model.lora import Lora, attach
+from omni2vec.model.tokens import with_tokens
 from omni2vec.train.gather import Group
 from omni2vec.train.loss import Bound
+from omni2vec.train.objectives.above import Above
+from omni2vec.train.objectives.at_layer import AtLayer
+from omni2vec.train.objectives.cosent import CoSENT
+from omni2vec.train.objectives.focal import Focal
 from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.masked import Masked
+from omni2vec.train.objectives.matryoshka import Matryoshka
+from omni2vec.train.objectives.mixing import Mixing
 from omni2vec.train.objectives.next_token import NextToken
+from omni2vec.train.objectives.orthogonality import Orthogonality
+from omni2vec.train.objectives.pearson import Pearson
+from omni2vec.train.objectives.progressive import Progressive
+from omni2vec.train.objectives.soft_label import SoftLabel
 from omni2vec.train.optim import AdamW, Schedule
 from omni2vec.train.step import NoMemoryError, cached_step
 from omni2vec.train.trouble import blame
@@ -29,6 +41,16 @@ STEPS = 3
 # A large eps: where a gradient is but rounding, AdamW's own first steps would blow it up to a whole step.
 ADAM = AdamW(lr=1e-2, eps=1e-3, schedule=Schedule("constant", warmup=0))
 BOTH = (InfoNCE(both=True), NextToken(weight=0.3))
+EVERY = (
+    Matryoshka(Mixing(Masked(query_query=True, doc_doc=True)), dims=(0, 16), weights=(1.0, 0.5)),
+    Progressive(Focal(), kappa=0.5, weight=0.3),
+    SoftLabel(score="label", weight=0.5),
+    CoSENT(weight=0.2),
+    AtLayer(Pearson(), weight=0.4),
+    AtLayer(Above(InfoNCE(), 0.3), layer=1),
+    Orthogonality(),
+    NextToken(weight=0.3),
+)
 
 
 @dataclass(frozen=True)
@@ -61,18 +83,27 @@ CASES = (
     Case(
         "VLM, towers kept in part", "vectors", model="lora", rows="pictures", budget=220, engines=("zero 3",), host=9000
     ),
+    Case(
+        "VLM, objectives of every kind",
+        objectives=EVERY,
+        model="tokens",
+        rows="graded",
+        budget=220,
+        engines=("local", "zero 3"),
+    ),
     Case("VLM, bf16 autocast", model="qwen3_vl", rows="pictures", budget=220, precision="bf16", engines=("zero 2",)),
 )
 
 
 def source(kind):
-    if kind == "pictures":
+    if kind in ("pictures", "graded"):
         from small import mixed
 
         items = mixed(32, seed=5, video=False)
         rows = tuple(
             Example(f"rows/0/{i}", "rows", "retrieval", items[2 * i], (items[2 * i + 1],),
-                    (Item.text(f"wrong {i}"),) * (i % 2), answer="a red circle" if i % 5 == 0 else "")
+                    tuple(Item.text(f"wrong {i} {k}") for k in range(i % 3)), answer="a red circle" * (i % 5 == 0),
+                    scores={"label": (i % 7 / 7,) * (1 + i % 3)} if kind == "graded" else {})
             for i in range(16)
         )  # fmt: skip
         return toy.ToyRows("rows", rows)
@@ -92,7 +123,9 @@ def embedder_of(kind):
     from small import tiny
 
     torch.manual_seed(0)
-    made = tiny("qwen2_vl" if kind == "lora" else kind)
+    made = tiny("qwen2_vl" if kind in ("lora", "tokens") else kind)
+    if kind == "tokens":
+        made = with_tokens(made, 3)
     made = remade(made, replace(made.settings, scale=Learned(init=8.0)), None)
     if kind == "lora":
         made = attach(made, Lora(rank=4))
