@@ -65,7 +65,7 @@ def with_tokens(embedder: Embedder, count: int) -> Embedder:
         raise ValueError(f"tokens={count}: {type(backbone).__name__} has no tokenizer that tokens can be added to")
     add(backbone, count)
     template = replace(embedder.template, tail=embedder.template.tail + "".join(names(count)))
-    made = type(backbone)(backbone.model, backbone.processor, template, settings.mask_instruction)
+    made = backbone.under(template)
     out = remade(embedder, replace(settings, tokens=count), None, made, template)
     probe = made.format.segments([Prompted(Item.text("a"), "query")], [Limits()])[0]
     if probe.ids[: probe.prefix][-count:] != ids(out):

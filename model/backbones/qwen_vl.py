@@ -6,6 +6,7 @@ once and be kept, and no logit is computed that has no label.
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ class QwenVL(nn.Module):
             str(folder), dtype=dtype or torch.float32, use_safetensors=True
         )
         return cls(model, AutoProcessor.from_pretrained(str(folder)), template, mask_instruction)
+
+    def under(self, template: Template) -> QwenVL:
+        """The same model, whose prompts are another template's."""
+        out, inside = copy(self), self.format
+        out.format = QwenFormat(inside.tokenizer, template, inside.media, inside.tokens.mask_instruction)
+        return out
 
     @property
     def base(self) -> Any:

@@ -8,6 +8,7 @@ packing. Every other model runs on a padded batch of the same segments.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from inspect import signature
 from itertools import accumulate
@@ -146,6 +147,12 @@ class TextLM(nn.Module):
         raise ValueError(
             f"{folder}: {len(missing)} weights are missing, {min(missing)} among them; was the copy cut short?"
         )
+
+    def under(self, template: Template) -> TextLM:
+        """The same model, whose prompts are another template's; nothing is measured again."""
+        out, inside = copy(self), self.format
+        out.format = TextFormat(self.processor, template, inside.longest, inside.tokens.mask_instruction)
+        return out
 
     @property
     def base(self) -> Any:
