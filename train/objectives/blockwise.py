@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ class Call:
         """operands: query (Q, D), docs (N, D), scale (1,). Computed in float64 if the query is, else in float32."""
         dtype = torch.float64 if operands[0].dtype == torch.float64 else torch.float32
         query, docs, scale = (t.detach().to(dtype) for t in operands)
-        index = Index.of(relation, options, group)
+        index = Index.of(relation, options, group, query.device)
         return Call(losses, options, tile, index, query, docs, scale, clock, group)
 
     def value(self, weigh: Weigh | None) -> Tensor:
@@ -128,7 +129,7 @@ class Call:
         """The losses (Q,) of the queries, as far as they are of this rank's rows, and the gradient by the scale; the
         gradients by the sides are added to them."""
         losses, d_scale = self.query.new_zeros(len(self.query)), torch.zeros_like(self.scale)
-        for rows in (*self._forward(query, docs), *self._backward(query, docs)):
+        for rows in chain(self._forward(query, docs), self._backward(query, docs)):
             found = self._rows(rows, query.gradient is not None, weights, d_scale)
             losses.index_add_(0, rows.query, found * rows.share.to(found))
         return losses, d_scale

@@ -90,9 +90,9 @@ class Index:
     count: int
 
     @staticmethod
-    def of(r: Relation, o: Options, group: Group) -> Index:
+    def of(r: Relation, o: Options, group: Group, device: torch.device) -> Index:
         """Of the rank's even share of the queries, and of that of the positive documents."""
-        r, device = r.to("cpu"), r.owner.device
+        r = r.to("cpu")
         rows = group.share(len(r.query_id))
         answers = _negatives(r, o, rows, shared=o.shared, in_batch=o.in_batch)
         strip = answers.strips[0]
