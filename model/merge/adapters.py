@@ -148,7 +148,7 @@ def _product(
 def scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     """alpha / rank, or alpha / sqrt(rank) (arXiv:2312.03732), of one module: alpha_pattern and rank_pattern may give it
     numbers of its own."""
-    from peft.utils import get_pattern_key
+    from peft.utils.other import get_pattern_key
 
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"])

@@ -30,7 +30,7 @@ def write(
 
     block: bytes of one model's elements in float32; at least 256 kB, since blocks begin at whole pieces.
     """
-    reader = _Reader(plan, [header(Path(f)) for f in rule.beside], max(PIECE, block // 4 // PIECE * PIECE))
+    reader = Reader(plan, [header(Path(f)) for f in rule.beside], max(PIECE, block // 4 // PIECE * PIECE))
     floating = [k for k, e in plan.first.entries.items() if e.floating and k not in plan.copies]
     whole = None
     if rule.scope == "model":
@@ -48,7 +48,7 @@ def write(
     return told
 
 
-def _tensor(key: Key, dtype: torch.dtype, rule: Rule, reader: _Reader, whole: Look | None, writer: Writer) -> list[str]:
+def _tensor(key: Key, dtype: torch.dtype, rule: Rule, reader: Reader, whole: Look | None, writer: Writer) -> list[str]:
     plan = reader.plan
     entry = plan.first.entries[key]
     if not entry.floating:  # counters, masks and positions have no mean: the first model's
@@ -92,7 +92,7 @@ def _rounded(values: Tensor, dtype: torch.dtype, block: Block, plan: Plan) -> Te
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """Blocks of a tensor, of all models and of what stands beside them. size: elements of a block."""
 
     plan: Plan
@@ -103,8 +103,8 @@ class _Reader:
         yield from ((a, min(a + self.size, count)) for a in range(0, count, self.size))
 
     def blocks(self, key: Key) -> Iterator[Block]:
-        plan, extra = self.plan, [_beside(key, f) for f in self.beside]
-        name = str(plan.copies.get(key, key))
+        plan, own = self.plan, self.plan.copies.get(key, key)
+        extra = [_beside(own, f) for f in self.beside]
         for a, b in self.spans(plan.first.entries[key].count):
             models = tuple(t.read(key, a, b) for t in plan.tensors)
             models = tuple(m.to(models[0].dtype) for m in models)
@@ -113,7 +113,7 @@ class _Reader:
                 there = key in plan.base.entries
                 base = plan.base.read(key, a, b) if there else torch.stack([m.double() for m in models]).mean(0)
                 base = base.to(models[0].dtype)
-            yield Block(name, a, models, base, tuple(widened(read(e, a, b)).float() for e in extra))
+            yield Block(str(own), a, models, base, tuple(widened(read(e, a, b)).float() for e in extra))
 
 
 def _beside(key: Key, found: Mapping[str, Entry]) -> Entry:

@@ -20,7 +20,17 @@ from .weights import INDEX
 MERGED = "merge.json"  # what was merged, how, and what was told
 _COPIED = (".json", ".jinja", ".txt", ".model")
 # Not of the model: what a run leaves beside it, and what is written anew.
-_LEFT = (INDEX, ADAPTER, MERGED, "done.json", "failed.json", "restart.json", "report.json", "fuse.json")
+_LEFT = (
+    INDEX,
+    ADAPTER,
+    MERGED,
+    "done.json",
+    "failed.json",
+    "restart.json",
+    "report.json",
+    "soup.json",
+    "position.json",
+)
 
 
 def copy(model: Model, out: Path) -> None:
@@ -59,9 +69,9 @@ def record(
     """Write merge.json, and give what it holds. found: what else the merge found out."""
     content = {
         "omni2vec": __version__,
-        "rule": {"name": type(rule).__name__, **asdict(rule)},  # type: ignore[call-overload]
+        "rule": {"name": type(rule).__name__, **_fields(rule)},
         "models": [{"name": m.label, "digest": digest_of_folder(str(m.folder))} for m in models],
-        "base": None if base is None else {"name": str(base), "digest": digest_of_folder(str(base))},
+        "base": None if base is None else {"name": Path(base).name, "digest": digest_of_folder(str(base))},
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "told": list(told),
         **(found or {}),
@@ -70,3 +80,8 @@ def record(
     (out / MERGED).write_text(text, encoding="utf-8")
     written: dict[str, Any] = json.loads(text)
     return written
+
+
+def _fields(rule: Rule) -> dict[str, Any]:
+    found: dict[str, Any] = asdict(rule)  # type: ignore[call-overload]
+    return found | ({"tensors": [Path(f).name for f in rule.beside]} if rule.beside else {})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...data.types import DataError
+from ...data.types import DataError, Where
 from .types import Block, Rule, shares
 
 
@@ -27,7 +30,14 @@ class Fisher(Rule):
     def beside(self) -> tuple[str, ...]:
         return self.tensors
 
+    def outside(self, where: Where) -> Mapping[str, str]:
+        """The digests of files that no step made."""
+        return {f"Fisher tensors {f}": file_digest(Path(f)) for f in self.tensors}
+
     def check(self, count: int) -> None:
+        for file in self.tensors if len(self.tensors) == count else ():
+            if not Path(file).is_file():
+                raise DataError(f"{file}: no such file of Fisher tensors")
         if len(self.tensors) != count:
             raise DataError(f"fisher: {len(self.tensors)} files of Fisher tensors for {count} models; give one each")
         shares(self.weights, count, "weights")
@@ -42,3 +52,14 @@ class Fisher(Rule):
             weight += heavy
             mean += theta * w
         return torch.where(weight > 0, total / weight.clamp(min=1e-300), mean).to(block.models[0].dtype)
+
+
+def file_digest(file: Path) -> str:
+    """32 hex digits of a file's bytes. Raises DataError where it is not there."""
+    if not file.is_file():
+        raise DataError(f"{file}: no such file of Fisher tensors")
+    h = blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            h.update(block)
+    return h.hexdigest()
