@@ -91,6 +91,11 @@ class Release:
         """As it will be saved (merged unless it goes out as an adapter, in its dtype); whether nothing was rounded."""
         if self.adapter and embedder.adapter is None:
             raise DataError(f"release '{self.name}': adapter=True, but {source} has no adapter; set adapter=False")
+        if self.adapter and embedder.settings.tokens:
+            raise DataError(
+                f"release '{self.name}': adapter=True, but its base has no rows for the {embedder.settings.tokens} "
+                "embedding tokens, and other readers would fail on it; set adapter=False, which merges"
+            )
         saved = _saved_dtype(source)
         dtype = self.dtype or saved
         exact = dtype == "float32" or (dtype == saved and embedder.adapter is None)

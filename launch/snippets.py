@@ -109,7 +109,8 @@ class Reader:
             *self._model(),
             "",
             f"def embed(text, prompt={default}):",
-            f'    inputs = tokenizer(prompt + text, add_special_tokens={self.template.specials}, return_tensors="pt")',
+            f"    inputs = tokenizer(prompt + text{self._tail()}, add_special_tokens={self.template.specials}, "
+            'return_tensors="pt")',
             *self._pooled("**inputs"),
             "",
             f'vector = embed("a red circle", prompt={_quoted(prompt(self.template, INSTRUCTION))})',
@@ -129,7 +130,7 @@ class Reader:
             "",
             f'def embed(text="", picture=None, instruction={_quoted(self.template.query)}):',
             f'    words = [{_quoted(self.template.image)} if picture else "", instruction, text]',
-            f"    line = {_quoted(self.template.joint)}.join(w for w in words if w)",
+            f"    line = {_quoted(self.template.joint)}.join(w for w in words if w){self._tail()}",
             '    inputs = processor(text=[line], images=[picture] if picture else None, return_tensors="pt")',
             *[positions] * flat,
             *self._pooled("**inputs" + ", position_ids=positions" * flat),
@@ -137,6 +138,10 @@ class Reader:
             f"picture = Image.open({_quoted(PICTURE)})",
             f'vector = embed("What is it?", picture, instruction={_quoted(INSTRUCTION)})',
         )
+
+    def _tail(self) -> str:
+        """What raw text has behind it; a chat template writes it itself."""
+        return f" + {_quoted(self.template.tail)}" if self.template.tail else ""
 
     def _imports(self, processor: str) -> list[str]:
         if not self.base:
