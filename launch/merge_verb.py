@@ -105,17 +105,16 @@ def merge(
     found = write(out, models, chosen, base=base, dtype=dtype_of(dtype), rank=adapter_rank, block_bytes=block_mb << 20)
     if "lost_norm" in found:
         most = found["lost_most"]
-        say(
-            f"rank {adapter_rank} loses {found['lost_norm']:.2%} of the norm, most in {most['tensor']} ({most['lost_norm']:.2%})"
-        )
+        where = f"most in {most['tensor']} ({most['lost_norm']:.2%})"
+        say(f"rank {adapter_rank} loses {found['lost_norm']:.2%} of the norm, {where}")
     for line in found["told"]:
         say(f"note: {line}")
     say(f"{len(models)} models by {rule}: {out}. Score it: omni2vec eval {out} SHARDS")
 
 
 def rule_of(name: str, given: dict[str, object]) -> Rule:
-    """The rule of that name with the options that were given. Raises DataError on an unknown rule, and on an option that
-    it does not take: it would be silently without effect."""
+    """The rule of that name with the options that were given. Raises DataError on an unknown rule, and on an option
+    that it does not take: it would be without effect, in silence."""
     if name not in TAKES:
         raise DataError(f"--rule {name}: no such rule.{closest(name, RULES)} They are {', '.join(RULES)}")
     if wrong := [k for k in given if k not in TAKES[name]]:

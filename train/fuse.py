@@ -17,6 +17,7 @@ from ..data.types import DataError, Step, Where
 from ..model.encode import bar
 from ..model.merge import merge
 from ..model.merge.average import Average, Weighted
+from ..model.merge.blocks import elements
 from ..model.merge.fisher import Fisher
 from ..model.merge.low_rank import fill_adapter
 from ..model.merge.opened import Plan, prepare
@@ -37,11 +38,11 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class Merge:
     """One model of several: steps, folders or hub names, all of one architecture and vocabulary.
 
-    rule: Average, Weighted, Slerp, TaskArithmetic, Ties, Dare, Fisher, Ema, DeltaGuided (model/merge), or one that looks
-    at data: ProbeFisher, Greedy, SelfPositioning. base: θ0 of the rules that work on differences; by default the one
-    that all adapters stand on. dtype: of the weights; by default the first model's. rank: 0 writes dense weights; above
-    0, adapters become one adapter of that rank. Leaves the embedder's folder with merge.json, and what the rule wrote:
-    soup.json, position.json and position.html.
+    rule: Average, Weighted, Slerp, TaskArithmetic, Ties, Dare, Fisher, Ema, DeltaGuided (model/merge), or one that
+    looks at data: ProbeFisher, Greedy, SelfPositioning. base: θ0 of the rules that work on differences; by default the
+    one that all adapters stand on. dtype: of the weights; by default the first model's. rank: 0 writes dense weights;
+    above 0, adapters become one adapter of that rank. Leaves the embedder's folder with merge.json, and what the rule
+    wrote: soup.json, position.json and position.html.
     """
 
     resumes = True  # scores and points that were found are taken again; weights are written anew
@@ -200,7 +201,7 @@ class _Merging:
 
     def by_position(self, rule: SelfPositioning) -> None:
         plan, everyone = self.prepared(), range(len(self.step.models))
-        found = position(plan, rule, self.paths[0], self.where, self.out, merge.elements(self.step.block_mb << 20))
+        found = position(plan, rule, self.paths[0], self.where, self.out, elements(self.step.block_mb << 20))
         self.fill(self.out, everyone, TaskArithmetic(found.position))
         with Probing(loaded(str(self.out)), rule.sample, self.where) as probing:
             written = probing.loss()

@@ -52,7 +52,8 @@ def greedy(
 
     alone = [scored((i,)) for i in range(len(names))]
     order = sorted(range(len(names)), key=lambda i: (-alone[i], i))
-    kept, best = (order[0],), alone[order[0]]
+    kept: tuple[int, ...] = (order[0],)
+    best = alone[order[0]]
     for i in order[1:]:
         value = scored((*kept, i))
         if value - best >= rule.gain:

@@ -30,7 +30,7 @@ def write(
 
     block: bytes of one model's elements in float32; at least 256 kB, since blocks begin at whole pieces.
     """
-    reader = Reader(plan, [header(Path(f)) for f in rule.beside], max(PIECE, block // 4 // PIECE * PIECE))
+    reader = Reader(plan, [header(Path(f)) for f in rule.beside], elements(block))
     floating = [k for k, e in plan.first.entries.items() if e.floating and k not in plan.copies]
     whole = None
     if rule.scope == "model":
@@ -136,3 +136,8 @@ def _files(plan: Plan, dtype: torch.dtype | None, shard: int) -> dict[str, list[
         names = named(len(files)) if group == STOCK else [group]
         out[group] = list(zip(names, files, strict=True))
     return out
+
+
+def elements(block_bytes: int) -> int:
+    """Of a block of so many bytes of float32: whole pieces, one at least."""
+    return max(PIECE, block_bytes // 4 // PIECE * PIECE)

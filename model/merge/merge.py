@@ -18,7 +18,7 @@ from ...data.types import DataError
 from . import files
 from .blocks import Advance, write
 from .opened import prepare
-from .types import PIECE, Rule
+from .types import Rule
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +96,3 @@ def dtype_of(word: str | None) -> torch.dtype | None:
     if word not in known:
         raise DataError(f"dtype={word!r}: expected one of {', '.join(known)}, or none for that of the first model")
     return known[word]
-
-
-def elements(block_bytes: int) -> int:
-    """Of a block of so many bytes of float32: whole pieces, one at least."""
-    return max(PIECE, block_bytes // 4 // PIECE * PIECE)
