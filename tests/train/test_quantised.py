@@ -131,7 +131,7 @@ def test_signs_pass_the_gradient_of_numbers_within_the_clip(clip: float, passed:
 
 
 def test_signs_are_of_unit_length_and_int8_is_not_brought_to_it() -> None:
-    x = vectors(Relation.of(plain(4), ["a"]), D)[0]
+    x = vectors(Relation.of(plain(4), ["a"]), D)[0].detach()
     close(_Signs.apply(x, 1.0).norm(dim=1), torch.ones(4, dtype=torch.float64))
     rounded = _Lsq.apply(x, torch.tensor([0.2], dtype=torch.float64), 8)
     assert float((rounded.norm(dim=1) - 1).abs().max()) > 1e-3
