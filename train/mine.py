@@ -30,10 +30,11 @@ from . import mined_report
 from .cost import spoken
 from .gather import Group
 from .guard import Signals
+from .judge import Judge
 from .leave import everyone, together
 from .mining import WINDOW, Choice, Documents, Judgement, Miner, counted
 from .pool import Pool
-from .rules import LEFT, AnyRule, Consistent, Judged, RankRange
+from .rules import LEFT, AnyRule, BelowJudged, Consistent, RankRange
 from .samples import Aggregated, Hardest, Sample
 from .searching import searched
 from .teacher import Teacher, Told, estimate
@@ -95,8 +96,8 @@ class Mine:
             wants = rule.last if isinstance(rule, RankRange) else rule.top if isinstance(rule, Consistent) else 0
             if wants > self.among:
                 raise ValueError(f"step {self.name!r}: {rule} looks further than among={self.among}; raise among")
-        if sum(isinstance(rule, Judged) for rule in self.rules) > 1:
-            raise ValueError(f"step {self.name!r}: two rules ask a judge; scores['rerank'] has room for one")
+        if sum(isinstance(rule, BelowJudged) for rule in self.rules) > 1:
+            raise ValueError(f"step {self.name!r}: two rules ask a judge; scores['rerank'] holds the scores of one")
         if self.score == "rerank":
             raise ValueError(f"step {self.name!r}: score='rerank' is a judge's; take another name")
 
@@ -115,7 +116,9 @@ class Mine:
         with Signals() as signals:
             teacher = Teacher.load(self.model, where, out, group, signals)
             pool = self._pool(rows, others, group)
-            run = _Run(self, out, group, teacher, rows, others, pool)
+            asking = [rule for rule in self.rules if isinstance(rule, BelowJudged)]
+            judge = together(group, lambda: asking[0].judge.open(where) if asking else None)
+            run = _Run(self, out, group, teacher, rows, others, pool, judge)
             miner = run.miner(signals)
             run.in_turn("rules", "judged", partial(run.judge, miner))
             together(group, lambda: run.checked() if group.rank == 0 else None)
@@ -141,7 +144,7 @@ class Mine:
             "kept over a kill": f"{spoken(n * self.among * 17)} on disk",
         }
         for rule in self.rules:
-            if isinstance(rule, Judged):
+            if isinstance(rule, BelowJudged):
                 found["judge"] = f"{n * ((rule.first or self.among) + 1):,} pairs at most, shared by {ranks}"
         if isinstance(self.sample, Aggregated):
             found["pools"] = f"{spoken(n * self.among * 4)} in memory of each rank"
@@ -176,6 +179,7 @@ class _Run:
     rows: Rows
     others: Rows | None
     pool: Pool
+    reranker: Judge | None
 
     @cached_property
     def inputs(self) -> str:
@@ -195,7 +199,7 @@ class _Run:
             s.media,
             s.seed,
         )
-        return digest(self.teacher.digest, self.pool.digest, repr(told))
+        return digest(self.teacher.digest, self.pool.digest, repr(told), self.reranker.digest if self.reranker else "")
 
     @cached_property
     def roots(self) -> Roots:
@@ -232,7 +236,7 @@ class _Run:
             )
         words = Words.of(pool) if step.fused is not None else None
         (self.out / RULED).mkdir(exist_ok=True)
-        return Miner(pool, query, Documents(docs, more), found, step.rules, among, step.fused, words)
+        return Miner(pool, query, Documents(docs, more), found, step.rules, among, step.fused, words, self.reranker)
 
     def in_turn(self, label: str, kind: str, work: Callable[[int], dict[str, list[int]]]) -> None:
         """work(start) of every window that is not there yet, ranks in turn, its counts kept. Collective."""
@@ -279,9 +283,15 @@ class _Run:
         return Judgement.load(self._path(start, "judged", "safetensors"), start)
 
     def judge(self, miner: Miner, start: int) -> dict[str, list[int]]:
+        before = self._told()
         judged = miner.judge(start, self.end(start))
         judged.save(self._path(start, "judged", "safetensors"), {"inputs": self.inputs})
-        return counted(judged, self.step.rules)
+        told = {f"judge: {k}": [n - before.get(k, 0)] for k, n in self._told().items()}
+        return counted(judged, self.step.rules) | told
+
+    def _told(self) -> dict[str, int]:
+        """What the judge counts, such as texts that it cut."""
+        return dict(self.reranker.told) if self.reranker else {}
 
     def checked(self) -> None:
         """Raises DataError where the rules left nothing, or where a row must not be without a negative."""

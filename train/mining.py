@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.types import Example, Item
+from ..data.types import DataError, Example, Item
 from ..eval.matrix import Matrix
+from .judge import Judge, Pair
 from .pool import Pool
-from .rules import LEFT, SHORT, AnyRule, Bools, Floats, Judged, Longs, View, chain
+from .rules import LEFT, SHORT, AnyRule, BelowJudged, Bools, Floats, Longs, View, chain
 from .samples import Aggregated, Sample, pooled
 from .searching import Windows
 from .words import Fused, Words, fuse
@@ -97,6 +98,7 @@ class Miner:
     among: int
     fused: Fused | None = None
     words: Words | None = None
+    reranker: Judge | None = None  # of the rule that asks one
 
     def judge(self, start: int, stop: int) -> Judgement:
         index, score = (t.numpy() for t in self.found.rows(start, stop))
@@ -108,7 +110,7 @@ class Miner:
         owner = np.repeat(np.arange(len(counts)), counts)
         place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
         flat = self.cosines(start + owner, self.pool.positive[first : int(ends[-1])])
-        asked = _Asked(self.pool, start, index, (owner, place))
+        asked = _Asked(self.pool, self.reranker, start, index, (owner, place))
         padded = np.full((len(index), int(counts.max())), np.nan, np.float32)
         padded[owner, place] = flat
         verdict = chain(self.rules, View(score, padded, index >= 0, asked.scores))
@@ -153,31 +155,39 @@ class _Asked:
     """A judge's scores of a window, and the pairs that it is asked for."""
 
     pool: Pool
+    judge: Judge | None
     start: int
     index: Longs
     positives: tuple[Longs, Longs]  # (row, place) of each
     found: dict[str, Floats] = field(default_factory=dict)
 
-    def scores(self, rule: Judged, asked: Bools, view: View) -> tuple[Floats, Floats]:
+    def scores(self, rule: BelowJudged, asked: Bools, view: View) -> tuple[Floats, Floats]:
         """(n, k) and (n, p). Only rows with a candidate left are judged at all."""
         candidates = np.full(view.score.shape, np.nan, np.float32)
         positives = np.full(view.positive.shape, np.nan, np.float32)
-        pairs: dict[str, list[tuple[Item, Item]]] = {}
+        pairs: dict[str, list[Pair]] = {}
         places: dict[str, list[tuple[Floats, int, int]]] = {}
         for i in np.flatnonzero(asked.any(1)).tolist():
             example = self.pool.rows[self.start + i]
-            right = [(positives, i, p) for p in np.flatnonzero(~np.isnan(view.positive[i])).tolist()]
-            wrong = [(candidates, i, c) for c in np.flatnonzero(asked[i]).tolist()]
-            items = [example.positives[p] for _, _, p in right]
-            items += [self.pool.item(int(self.index[i, c]))[1] for _, _, c in wrong]
-            pairs.setdefault(example.instruction, []).extend((example.query, item) for item in items)
-            places.setdefault(example.instruction, []).extend([*right, *wrong])
+            right = np.flatnonzero(~np.isnan(view.positive[i])).tolist()
+            wrong = np.flatnonzero(asked[i]).tolist()
+            items = [example.positives[p] for p in right]
+            items += [self.pool.item(int(self.index[i, c]))[1] for c in wrong]
+            pairs.setdefault(example.instruction, []).extend(Pair(example.query, x, example.key) for x in items)
+            at = [*((positives, i, p) for p in right), *((candidates, i, c) for c in wrong)]
+            places.setdefault(example.instruction, []).extend(at)
+        assert self.judge is not None
         for instruction, some in pairs.items():
-            values = rule.judge.scores(some, instruction)
-            for (into, i, at), value in zip(places[instruction], values, strict=True):
-                into[i, at] = value
-        owner, place = self.positives
-        self.found = {"candidates": candidates, "positives": positives[owner, place]}
+            values = np.asarray(self.judge.scores(some, instruction), np.float32)
+            if values.shape != (len(some),) or not np.isfinite(values).all():
+                raise DataError(
+                    f"{some[0].key} and others: the judge gave scores of shape {values.shape}, or some that are not "
+                    f"finite; expected {len(some)} numbers"
+                )
+            for (into, i, place), value in zip(places[instruction], values.tolist(), strict=True):
+                into[i, place] = value
+        owner, slot = self.positives
+        self.found = {"candidates": candidates, "positives": positives[owner, slot]}
         return candidates, positives
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.types import Item
+from .judge import Judging
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float32]
@@ -54,13 +54,7 @@ class View:
         return _over(np.nanmean, self.positive)
 
 
-class Judge(Protocol):
-    """Reads both, and says how right the second is for the first (train/judge.py)."""
-
-    def scores(self, pairs: Sequence[tuple[Item, Item]], instruction: str = "") -> Sequence[float]: ...
-
-
-Ask = Callable[["Judged", Bools, View], tuple[Floats, Floats]]  # (n, k) and (n, p), NaN where not asked
+Ask = Callable[["BelowJudged", Bools, View], tuple[Floats, Floats]]  # (n, k) and (n, p), NaN where not asked
 
 
 class Rule(Protocol):
@@ -186,7 +180,7 @@ class PositiveAbove:
 
 
 @dataclass(frozen=True)
-class Judged:
+class BelowJudged:
     """judge(q, n) < judge(q, p) - beta: what a judge that reads both finds about as right as the answer goes (UniME-V2,
     arXiv:2510.13515). p: the positive that the judge likes least.
 
@@ -194,17 +188,17 @@ class Judged:
     The judge's scores are kept in scores["rerank"].
     """
 
-    judge: Judge
+    judge: Judging
     beta: float = 0.01
     first: int = 50
 
     def __post_init__(self) -> None:
         if self.first < 0:
-            raise ValueError(f"Judged: first={self.first}; expected 0 (all) or more")
+            raise ValueError(f"BelowJudged: first={self.first}; expected 0 (all) or more")
 
     def keep(self, view: View) -> Bools:
         if view.ask is None:
-            raise ValueError("Judged: nobody to ask; it works inside Mine only")
+            raise ValueError("BelowJudged: nobody to ask; it works inside Mine only")
         asked = view.kept if not self.first else view.kept & (np.cumsum(view.kept, axis=1) <= self.first)
         candidates, positive = view.ask(self, asked, view)
         return asked & _below(candidates, _over(np.nanmin, positive) - np.float32(self.beta))
@@ -262,7 +256,8 @@ def _below(score: Floats, bound: Floats | np.float32) -> Bools:
 
 def _over(function: Callable[..., Floats], values: Floats) -> Floats:
     """A NaN-blind reduction of (n, p) to (n, 1), NaN where nothing is there."""
-    empty = np.isnan(values).all(1)
+    empty: Bools = np.asarray(np.isnan(values).all(1))
     filled = np.where(empty[:, None], np.float32(0), values)
     found = function(filled, axis=1).astype(np.float32) if values.shape[1] else np.zeros(len(values), np.float32)
-    return np.where(empty, np.float32(np.nan), found).astype(np.float32)[:, None]
+    out: Floats = np.asarray(np.where(empty, np.nan, found), np.float32).reshape(-1, 1)
+    return out

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from omni2vec.train.cluster import Cluster
 from omni2vec.train.guard import Restart
 from omni2vec.train.mine import Mine
 from omni2vec.train.monitor import read_log
-from omni2vec.train.rules import Below, Consistent, PercentOfPositive, PositiveAbove, RankRange
+from omni2vec.train.rules import Above, Below, BelowJudged, Consistent, PercentOfPositive, PositiveAbove, RankRange
 from omni2vec.train.samples import Aggregated, Every
 from omni2vec.train.stage import Stage
 from omni2vec.train.words import Fused
@@ -113,18 +113,15 @@ def test_documents_of_the_same_label_are_no_candidates_unless_asked_for(tmp_path
 
 
 def test_rows_with_no_candidate_left_are_kept_dropped_or_refused(tmp_path, monkeypatch):
-    rules = (RankRange(2, 6), Below(0.0))  # leaves "far" to the first row, and to the others what is at 0
-    rows = mined(tmp_path, monkeypatch, rules=(Below(-0.7),), name="probe") if False else None
-    assert rows is None
     cosines = {"p": 0.8, "a": 0.7, "b": 0.6}
     kept = mined(tmp_path, monkeypatch, cosines, rules=(Below(0.5),))
     assert [len(r.negatives) for r in kept] == [0, 2, 2]  # the others' queries are far from everything
     with pytest.raises(
         DataError,
-        match=r"1 of 3 rows have no candidate left, the first is rows/shard-000000/000000.*Below\(most=0.5\) dropped 2 candidates",
+        match=r"1 of 3 rows have no candidate left, the first is rows/shard-000000/000000.*"
+        r"Below\(most=0.5\) dropped 2 candidates",
     ):
         mined(tmp_path, monkeypatch, cosines, rules=(Below(0.5),), empty="raise", name="b")
-    encoder, _ = one_query(cosines, ["p"])
     (tmp_path / "c").mkdir()
     Mine("m", "known", Shards(str(tmp_path / "rows")), rules=(Below(0.5),), empty="drop").make(tmp_path / "c", nowhere)
     left = Shards(str(tmp_path / "c")).open(None)
@@ -132,13 +129,13 @@ def test_rows_with_no_candidate_left_are_kept_dropped_or_refused(tmp_path, monke
     told = json.loads((tmp_path / "c" / "report.json").read_text())
     assert (told["rows"], told["rows_written"], told["rows_without_negatives"]) == (3, 2, 1)
     assert told["rules"] == [{"rule": "Below(most=0.5)", "dropped": 2, "of": "candidates"}]
-    del rules, encoder
 
 
 def test_a_margin_that_leaves_nothing_is_told_with_its_numbers(tmp_path, monkeypatch):
     with pytest.raises(
         DataError,
-        match=r"(?s)no candidate is left. 6 rows found 30 candidates: .*Below\(most=-0.9\) dropped 30 candidates.*positives have cosines of.*median",
+        match=r"no candidate is left. 6 rows found 30 candidates: Below\(most=-0.9\) dropped 30 candidates. "
+        r"Positives have cosines of .*\(median",
     ):
         mined(tmp_path, monkeypatch, rules=(Below(-0.9),))
     with pytest.raises(DataError, match=r"no row is left. .*PositiveAbove\(least=0.9\) dropped 6 rows"):
@@ -189,6 +186,37 @@ def test_every_nth_goes_around_and_ends_hardest_first(tmp_path, monkeypatch):
     assert texts(row.negatives) == ["0", "1", "5", "6", "10"]  # 0, 5, 10, then again from the second: 1, 6
     row = mined(tmp_path, monkeypatch, cosines, sample=Every(5), count=3, name="b")[0]
     assert texts(row.negatives) == ["0", "5", "10"]
+
+
+@dataclass(frozen=True)
+class Liking:
+    """A judge of texts that likes each as much as it is told."""
+
+    likes: tuple[tuple[str, float], ...]
+    digest: str = "liking"
+
+    def open(self, where):
+        return self
+
+    @property
+    def told(self):
+        return {"pairs": 0}
+
+    def scores(self, pairs, instruction):
+        return np.array([dict(self.likes)[p.candidate.parts[0].text] for p in pairs], np.float32)
+
+
+def test_a_judge_drops_what_it_likes_as_much_as_the_answer_and_its_scores_are_kept(tmp_path, monkeypatch):
+    likes = Liking((("p", 0.9), ("false", 0.895), ("hard", 0.2), ("mid", 0.3), ("easy", 0.1), ("far", 0.0)))
+    rules = (Above(0.3), BelowJudged(likes, beta=0.01))
+    row = mined(tmp_path, monkeypatch, rules=rules)[0]
+    assert texts(row.negatives) == ["hard", "mid"]
+    assert row.scores["rerank"] == pytest.approx((0.9, 0.2, 0.3))
+    assert row.scores["mined"] == pytest.approx((0.8, 0.74, 0.5), abs=1e-6)
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [r["dropped"] for r in told["rules"]] == [27, 1] and told["judge: pairs"] == 0
+    loose = mined(tmp_path, monkeypatch, rules=(Above(0.3), BelowJudged(likes, beta=0.0)), name="b")[0]
+    assert texts(loose.negatives) == ["false", "hard", "mid"]
 
 
 def test_words_bring_what_the_vectors_miss(tmp_path, monkeypatch):
