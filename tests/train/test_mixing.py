@@ -45,7 +45,8 @@ def rows(*negatives: int) -> list[Example]:
 def made(o: Mixing, examples: Sequence[Example], dim: int = 6) -> tuple[Tensor, Tensor, list[Tensor], Relation]:
     relation = Relation.of(examples, ["a", "b"])
     operands = vectors(relation, dim)
-    return *o.mixtures(operands[0], operands[1], relation, CLOCK), operands, relation
+    mixtures, whose = o.mixtures(operands[0], operands[1], relation, CLOCK)
+    return mixtures.detach(), whose, [t.detach() for t in operands], relation
 
 
 def given(o: Mixing, operands: list[Tensor], relation: Relation) -> tuple[Tensor, Relation]:
