@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from omni2vec.data.relation import Relation
 from omni2vec.data.schedules import Ramp
 from omni2vec.data.types import Clock, Example
+from omni2vec.train.gather import Group
+from omni2vec.train.loss import Bound, Owners, batch_loss
 from omni2vec.train.objectives.diht import DiHT
 from omni2vec.train.objectives.focal import Focal
 from omni2vec.train.objectives.focal_infonce import FocalInfoNCE
@@ -179,6 +181,20 @@ def test_queries_that_share_a_right_answer_do_not_push_each_other() -> None:
     only = [row("q0", "d0"), row("q1", "d0")]
     alone, _, gradients = whole(o, relation_of(only), [query[:2], docs[:2], scale])
     assert float(alone) == 0 and not any(g.any() for g in gradients)
+
+
+def test_a_query_that_is_the_right_answer_of_another_is_not_pushed_by_it() -> None:
+    examples = [row("q0", "q1"), row("q1", "d1"), row("q2", "d2")]
+    query, docs, scale = vectors(relation_of(examples))
+    among, cosine = scale * query @ query.T, scale * query @ docs.T
+    logits = [
+        [cosine[0, 0], cosine[0, 1], cosine[0, 2], among[0, 2]],  # not among[0, 1]
+        [cosine[1, 1], cosine[1, 2], among[1, 2]],  # nor document 0, which is query 1 itself, nor query 0
+        [cosine[2, 2], cosine[2, 0], cosine[2, 1], among[2, 0], among[2, 1]],
+    ]
+    expected = sum(torch.stack(seen).logsumexp(0) - seen[0] for seen in logits)
+    loss = ours(Masked(margin=inf, query_query=True), examples, query, docs, scale)[0]
+    torch.testing.assert_close(loss, expected, **EXACT)
 
 
 # L5
@@ -412,6 +428,24 @@ def test_the_code_of_the_documentation_runs_and_its_objective_is_short_and_learn
     loss, count, gradients = whole(names["Hinge"](both=True), relation, vectors(relation))
     assert count == 22 and float(loss) > 0
     assert all(g.any() for g in gradients[:2])
+
+
+def test_the_step_divides_by_the_count_and_weighs_by_the_schedule() -> None:
+    relation = relation_of(mixed())
+    query, docs, scale = (t.detach() for t in vectors(relation))
+    both = torch.cat([query, docs])
+    owners = Owners.of(Group(), [torch.arange(len(both))], both.device)
+    good, clock = torch.ones(len(query), dtype=torch.bool), Clock(step=0, progress=0.5, seed=0)
+    for o in (Masked(weight=Ramp(0.0, 1.0), query_query=True), Progressive(InfoNCE(), weight=0.5)):
+        bound = Bound("all", (o,), frozenset({0, 1}))
+        found = batch_loss(both, {}, scale, relation, good, (bound,), clock, owners)
+        leaves = [t.clone().requires_grad_() for t in (query, docs, scale)]
+        out = o.contrast(*leaves[:2], relation, leaves[2], clock)
+        loss = 0.5 * out.sum / out.count
+        assert found.loss == pytest.approx(float(loss.detach()), rel=1e-12)
+        by = torch.autograd.grad(loss, leaves)
+        torch.testing.assert_close(found.d_own, torch.cat(by[:2]), **EXACT)
+        torch.testing.assert_close(found.d_scale, by[2], **EXACT)
 
 
 def test_every_case_is_a_frozen_value() -> None:
