@@ -131,7 +131,7 @@ class ScoredRows:
     def _place(self, example: Example) -> int:
         keys = self.arrays["key"]
         high, low = id_pair(example.key)
-        first, last = (int(np.searchsorted(keys[:, 0], high, side)) for side in ("left", "right"))  # type: ignore[call-overload]
+        first, last = (int(np.searchsorted(keys[:, 0], high, side)) for side in ("left", "right"))
         found = first + int(np.searchsorted(keys[first:last, 1], low))
         if found >= last or int(keys[found, 1]) != low:
             raise DataError(

@@ -124,7 +124,7 @@ def _aside(path: Path, count: int, dim: int, dtype: Dtype, about: Mapping[str, s
     """Both arrays of the file to be, mapped; it is there once all went well."""
     width = np.dtype(dtype).itemsize
     ends = (16 * count, 16 * count + width * count * dim)
-    head = {
+    head: dict[str, Any] = {
         "__metadata__": dict(about),
         "ids": {"dtype": "I64", "shape": [count, 2], "data_offsets": [0, ends[0]]},
         "vectors": {"dtype": _NAMES[dtype], "shape": [count, dim], "data_offsets": list(ends)},

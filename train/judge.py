@@ -1,6 +1,6 @@
 """The Judged step: a reranker's score of every candidate of a source's rows, in a side-car (data/scored.py).
 
-A judge is a frozen value in a recipe (CrossEncoder, YesNo, Endpoint) that opens to what scores pairs. Rows are judged
+A judge is a frozen value in a recipe (CrossEncoder, YesNo, Endpoint) that loads what scores pairs. Rows are judged
 window by window; a window is a file, so that a killed run goes on, and ranks take windows in turn.
 """
 
@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +62,11 @@ class Judging(Protocol):
 
     def open(self, where: Where) -> Judge: ...
 
+    def outside(self, where: Where) -> Mapping[str, str]:
+        """The digest of a model that no step made, by what it is called; without this method a recipe would take a
+        judge for a source, which opens too."""
+        ...
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -90,7 +96,7 @@ class Judged:
             for turn in range(0, len(starts), group.size):
                 _pause(group, signals, folder)
                 mine = starts[turn + group.rank : turn + group.rank + 1]
-                together(group, lambda mine=mine: [self._window(judge, rows, s, folder) for s in mine])  # type: ignore[misc]
+                together(group, partial(self._windows, judge, rows, mine, folder))
                 advance(min(group.size * WINDOW, len(rows) - turn * WINDOW))
         cut = [json.loads(str(x)) for x in everyone(group, json.dumps(dict(judge.told)))]
         told = {k: sum(c.get(k, 0) for c in cut) for k in sorted({k for c in cut for k in c})}
@@ -103,6 +109,10 @@ class Judged:
         pairs = round(sum(some) / max(len(some), 1) * len(rows))
         about = "" if len(some) == len(rows) else "about "
         return {"rows": f"{len(rows):,}", "pairs": f"{about}{pairs:,}, each judged once"}
+
+    def _windows(self, judge: Judge, rows: Rows, starts: Sequence[int], folder: Path) -> None:
+        for start in starts:
+            self._window(judge, rows, start, folder)
 
     def _window(self, judge: Judge, rows: Rows, start: int, folder: Path) -> None:
         """Judges the rows from `start` on, unless a file has them by this judge."""

@@ -1,6 +1,6 @@
 """Endpoint: a judge behind an OpenAI-compatible server, asked yes or no, read from what its first token might be.
 
-The key is named by an environment variable: it is read when the judge opens, and stands in no record, log or error.
+The key is named by an environment variable: it is read when the judge is loaded, and stands in no record, log or error.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ class Endpoint:
                 raise ValueError(f"Endpoint: {name}={getattr(self, name)}; expected {least} or more")
         if not self.timeout_s > 0 or not self.backoff_s >= 0:
             raise ValueError(f"Endpoint: timeout_s={self.timeout_s}, backoff_s={self.backoff_s}; expected above 0")
+
+    def outside(self, where: Where) -> dict[str, str]:
+        """Nothing: what a server serves under a name, only the server knows."""
+        return {}
 
     def open(self, where: Where) -> _Asking:
         """Raises ValueError where the key's variable is not set."""

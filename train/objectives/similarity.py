@@ -218,4 +218,5 @@ class _Distilled(torch.autograd.Function):
 def _share(ids: Tensor, dtype: torch.dtype) -> Tensor:
     """(n,): minus the logarithm of how often each id (n, 2) is among them."""
     _, which, counts = torch.unique(ids, dim=0, return_inverse=True, return_counts=True)
-    return -counts[which].to(dtype).log()
+    share: Tensor = -counts[which].to(dtype).log()
+    return share
