@@ -23,6 +23,7 @@ from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.masked import Masked
 from omni2vec.train.objectives.progressive import Progressive
 from omni2vec.train.objectives.rowwise import Plain
+from omni2vec.train.objectives.seen import Seen
 from omni2vec.train.objectives.soft_cse import SoftCSE
 from torch import Tensor
 
@@ -373,6 +374,15 @@ def test_gradients_equal_finite_differences(objective: Any) -> None:
 def test_a_wrong_option_is_refused_with_words(made: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         made()
+
+
+def test_a_method_that_gives_another_shape_is_named() -> None:
+    class Twice(Plain):
+        def losses(self, seen: Seen) -> Tensor:
+            return super().losses(seen)[:, None]
+
+    with pytest.raises(ValueError, match=r"Twice.losses gave a loss of shape \(3, 1\) for 3 rows"):
+        ours(Twice(), plain(3), *vectors(relation_of(plain(3))))
 
 
 # The same losses elsewhere

@@ -111,7 +111,11 @@ def test_what_has_nothing_to_learn_costs_zero_and_never_nan(
 ) -> None:
     relation = Relation.of(examples, ["a"])
     operands = vectors(relation)
-    for options in ({}, {"both": True, "negatives": "own"}, {"negatives": "own", "tile": 1}):
+    for options in (
+        {},
+        {"both": True, "negatives": "own"},
+        {"negatives": "own", "in_batch": case is CASES["masked"], "tile": 1},
+    ):
         o = case(**options)
         loss, count, gradients = whole(o, relation, operands)
         assert count == sum(bool(e.positives) for e in examples)

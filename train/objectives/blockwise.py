@@ -68,7 +68,7 @@ class Rows:
 class Call:
     """One call of an objective: the vectors of the batch, detached, and this rank's part of the rows."""
 
-    losses: Callable[[Seen], Tensor]  # of a block's rows, (p,)
+    losses: Callable[[Seen], Tensor]  # the method `losses` of an objective: of a block's rows, (p,)
     options: Options
     tile: int
     index: Index
@@ -194,10 +194,17 @@ class Call:
     def _rows(self, rows: Rows, want: bool, weights: Tensor | None, d_scale: Tensor) -> Tensor:
         """The losses (p,) of a block, before shares and weights; the gradients of the weighted sum are added."""
         cosines = Cosines.of(rows)
+        if not cosines.columns.shape[1]:
+            return torch.zeros_like(cosines.positive)
         leaves = [t.requires_grad_(want) for t in (*cosines.all, self.scale.clone())]
         with torch.set_grad_enabled(want):
             seen = cosines.seen(rows, leaves[-1], self.clock)
             losses = self.losses(seen)
+            if losses.shape != seen.positive.shape:
+                raise ValueError(
+                    f"{self.losses.__qualname__} gave a loss of shape {tuple(losses.shape)} for "
+                    f"{len(seen.positive)} rows; expected one number for each, {tuple(seen.positive.shape)}"
+                )
             some = seen.negative.any(1)
             for other in seen.beside:
                 some = some | other.negative.any(1)

@@ -34,7 +34,7 @@ class Seen:
     `beside`; it must not change what it is given."""
 
     positive: Tensor  # (r,) cosine of the row's right answer
-    cosine: Tensor  # (r, C)
+    cosine: Tensor  # (r, C), C above 0
     negative: Tensor  # (r, C) bool: which of them are the row's negatives
     scale: Tensor  # (1,) logits are scale * cosine
     clock: Clock
@@ -55,8 +55,6 @@ class Seen:
 def log_sum(logits: Tensor, negative: Tensor) -> Tensor:
     """log sum exp (r,) over the negatives of each row; where there are none the lowest finite number and a gradient of
     0, since that of -inf would be NaN."""
-    if not logits.shape[1]:
-        return logits.new_full((len(logits),), torch.finfo(logits.dtype).min)
     return logits.masked_fill(~negative, torch.finfo(logits.dtype).min).logsumexp(1)
 
 
