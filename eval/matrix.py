@@ -63,7 +63,11 @@ class Mapped:
 
     def __getitem__(self, at: Any, /) -> Tensor:
         one = self.shape[1] * self.dtype.itemsize
-        touched = len(range(*at.indices(len(self)))) * one if isinstance(at, slice) else len(at) * max(one, _FAULT)
+        if isinstance(at, slice):
+            touched = len(range(*at.indices(len(self)))) * one
+        else:
+            apart = int(at.max() - at.min()) + 1 if len(at) else 0
+            touched = min(len(at) * (one + _FAULT), apart * one + _FAULT)
         self._touched += touched
         if self._touched > _HELD:
             self._map.madvise(mmap.MADV_DONTNEED)

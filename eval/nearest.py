@@ -251,6 +251,8 @@ def exact(query: Tensor, docs: Matrix, ids: Tensor) -> Tensor:
     summed by halves, so that a pair's score depends on nothing but the pair."""
     out = torch.full(ids.shape, torch.nan, device=query.device)
     row, at = (ids >= 0).nonzero(as_tuple=True)
+    order = ids[row, at].argsort()  # documents are read in their order: a file's pages once, memory's as they come
+    row, at = row[order], at[order]
     step = max(_PIECE // query.shape[1], 1)
     for r, a in zip(row.split(step), at.split(step), strict=True):
         them = docs[ids[r, a].to(docs[:0].device)].to(query.device, torch.float64)
