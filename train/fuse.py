@@ -14,7 +14,6 @@ from typing import Literal, get_args
 import torch
 
 from ..data.types import DataError, Step, Where
-from ..model.encode import bar
 from ..model.merge import merge
 from ..model.merge.average import Average, Weighted
 from ..model.merge.blocks import elements
@@ -91,11 +90,11 @@ class Merge:
             return {"models": f"{len(self.models)} adapters into one of rank {self.rank}"}
         found = merging.prepared()
         size = sum(e.count * e.dtype.itemsize for e in found.first.entries.values())
-        held = (len(self.models) + (found.base is not None) + 8) * (self.block_mb << 20)
+        held = (len(self.models) * (1 + isinstance(self.rule, ProbeFisher)) + (found.base is not None)) * self.block_mb
         return {
             "models": f"{len(self.models)} of {found.elements:,} weights" + ", on a base" * (found.base is not None),
             "written": spoken(size) + (f", as {self.dtype}" if self.dtype else ""),
-            "memory": f"{spoken(held)} at most" + self._besides(),
+            "memory": f"{spoken((held + 50) << 20)} at most" + self._besides(),
             **({"told": "; ".join(found.told)} if found.told else {}),
         }
 
@@ -138,27 +137,16 @@ class _Merging:
     def prepared(self) -> Plan:
         """Raises DataError for models that cannot be merged."""
         rule = self.step.rule
-        if isinstance(rule, SelfPositioning):
-            rule = TaskArithmetic()
-        return prepare(self.paths, rule if isinstance(rule, Rule) else Average(), self.base, self.names)
+        plain = rule if isinstance(rule, Rule) else TaskArithmetic() if isinstance(rule, SelfPositioning) else Average()
+        return prepare(self.paths, plain, self.base, self.names, type(rule).__name__)
 
     def fill(self, out: Path, members: Sequence[int], rule: Rule) -> None:
         paths, names = [self.paths[i] for i in members], [self.names[i] for i in members]
         if self.step.rank:
             fill_adapter(out, paths, rule, self.base, self.dtype, self.step.rank, names)
             return
-        total = prepare(paths, rule, self.base, names).elements
-        with bar(f"merging {', '.join(names)}", total) as advance:
-            merge.fill(
-                out,
-                paths,
-                rule,
-                base=self.base,
-                dtype=self.dtype,
-                block_bytes=self.step.block_mb << 20,
-                names=names,
-                advance=advance,
-            )
+        block, label = self.step.block_mb << 20, f"merging {', '.join(names)}"
+        merge.fill(out, paths, rule, base=self.base, dtype=self.dtype, block_bytes=block, names=names, label=label)
 
     def by_fisher(self, rule: ProbeFisher) -> None:
         folder = self.out / "fisher"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data.types import DataError, Where
+from ..model.encode import bar
 from ..model.merge.opened import Plan
 from ..model.merge.span import Span
 from .curve import draw
@@ -76,9 +77,11 @@ def position(plan: Plan, rule: SelfPositioning, model: str, where: Where, out: P
     span = Span.of(plan, names_of(embedder), size)
     log = _Log(out / LOG, plan, rule)
     count = len(plan.models)
-    with Probing(embedder, rule.sample, where) as probing:
+    total = count + 1 + rule.steps
+    with Probing(embedder, rule.sample, where) as probing, bar("learning the position: points", total) as advance:
 
         def measure(at: Sequence[float]) -> Point:
+            advance(1)
             if (known := log.take(at)) is not None:
                 return known
             span.put(at)

@@ -56,9 +56,14 @@ def same_files(models: Sequence[Model]) -> list[str]:
     """What differs beside the weights, in words, where the first model decides. Raises DataError where nothing may."""
     told = []
     for other in models[1:]:
-        _words(models[0], other)
-        told += [*_settings(models[0], other), *_configs(models[0], other)]
+        told += [*_settings(models[0], other), *same_class(models[0], other)]
     return list(dict.fromkeys(told))
+
+
+def same_class(first: Model, other: Model) -> list[str]:
+    """As `same_files`, of vocabulary and configuration alone: how a base makes its vectors does not matter."""
+    _words(first, other)
+    return list(_configs(first, other))
 
 
 def tied(model: Model) -> dict[Key, Key]:

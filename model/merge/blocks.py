@@ -1,7 +1,8 @@
 """The passes over all blocks: looks first, where a rule asks for them, then the merged elements into files.
 
-Of a block, every model's elements and the result are held, and a few float64 copies: (models + 8) × `block` bytes at
-most, whatever the models' size.
+What is read at a time is a block of every model, of the base and of what stands beside; what is computed at a time is a
+part of it that a processor's caches hold, so that a rule's own copies count for nothing. Memory is `block` bytes times
+these, and some 50 MB, whatever the models' size.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .weights import STOCK, Entry, Key, header, matched, read, widened
 from .writing import Wanted, Writer, named, sharded, write_index
 
 Advance = Callable[[int], None]
+_PART = 4 * PIECE  # elements that are computed at a time: 1 MB of float32
 
 
 def write(
@@ -93,7 +95,7 @@ def _rounded(values: Tensor, dtype: torch.dtype, block: Block, plan: Plan) -> Te
 
 @dataclass(frozen=True)
 class Reader:
-    """Blocks of a tensor, of all models and of what stands beside them. size: elements of a block."""
+    """Blocks of a tensor, of all models and of what stands beside them, in parts. size: elements read at a time."""
 
     plan: Plan
     beside: Sequence[Mapping[str, Entry]]
@@ -105,15 +107,25 @@ class Reader:
     def blocks(self, key: Key) -> Iterator[Block]:
         plan, own = self.plan, self.plan.copies.get(key, key)
         extra = [_beside(own, f) for f in self.beside]
+        based = plan.base is not None and key in plan.base.entries
         for a, b in self.spans(plan.first.entries[key].count):
-            models = tuple(t.read(key, a, b) for t in plan.tensors)
-            models = tuple(m.to(models[0].dtype) for m in models)
-            base = None
-            if plan.base is not None:
-                there = key in plan.base.entries
-                base = plan.base.read(key, a, b) if there else torch.stack([m.double() for m in models]).mean(0)
-                base = base.to(models[0].dtype)
-            yield Block(str(own), a, models, base, tuple(widened(read(e, a, b)).float() for e in extra))
+            models = [t.read(key, a, b) for t in plan.tensors]
+            base = plan.base.read(key, a, b) if plan.base is not None and based else None
+            beside = [read(e, a, b) for e in extra]
+            for at in range(0, b - a, _PART):
+                part = slice(at, at + _PART)
+                own_base = base[part] if base is not None else None
+                yield self._part(str(own), a + at, [m[part] for m in models], own_base, [f[part] for f in beside])
+
+    def _part(
+        self, name: str, start: int, models: Sequence[Tensor], base: Tensor | None, beside: Sequence[Tensor]
+    ) -> Block:
+        """In the first model's dtype. Where the base lacks the tensor, the models' mean stands for it."""
+        kind = models[0].dtype
+        if self.plan.base is not None and base is None:
+            base = torch.stack([m.double() for m in models]).mean(0)
+        origin = None if base is None else base.to(kind)
+        return Block(name, start, tuple(m.to(kind) for m in models), origin, tuple(widened(f).float() for f in beside))
 
 
 def _beside(key: Key, found: Mapping[str, Entry]) -> Entry:

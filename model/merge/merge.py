@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from ...data.types import DataError
+from ..encode import bar
 from . import files
-from .blocks import Advance, write
+from .blocks import write
 from .opened import prepare
 from .types import Rule
 
@@ -49,7 +50,15 @@ def merge(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     found = fill(
-        aside, models, rule, base=base, dtype=dtype, rank=rank, block_bytes=block_bytes, shard_bytes=shard_bytes
+        aside,
+        models,
+        rule,
+        base=base,
+        dtype=dtype,
+        rank=rank,
+        block_bytes=block_bytes,
+        shard_bytes=shard_bytes,
+        label=f"merging {len(models)} models",
     )
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -71,10 +80,10 @@ def fill(
     block_bytes: int = BLOCK_BYTES,
     shard_bytes: int = SHARD_BYTES,
     names: Sequence[str] = (),
-    advance: Advance = lambda n: None,
+    label: str = "",
 ) -> dict[str, Any]:
-    """As `merge`, into a folder that exists. names: of the models, for the record and for errors; advance: is told how
-    many elements are done."""
+    """As `merge`, into a folder that exists. names: of the models, for the record and for errors; label: of a
+    bar."""
     if rank:
         from .low_rank import fill_adapter
 
@@ -82,7 +91,8 @@ def fill(
     plan = prepare(models, rule, base, names)
     files.copy(plan.models[0], out)
     files.set_dtype(out / "config.json", dtype)
-    told = [*plan.told, *write(plan, rule, out, dtype, block_bytes, shard_bytes, advance)]
+    with bar(label, plan.elements) as advance:
+        told = [*plan.told, *write(plan, rule, out, dtype, block_bytes, shard_bytes, advance)]
     for line in told:
         log.warning(line)
     return files.record(out, plan.models, rule, plan.origin, dtype, told)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...data.types import DataError
 from ..checkpoint import snapshot
 from .adapters import Adapted, is_adapter, one_base, open_adapter, rounded
-from .alike import Model, aligned, same_files, tied
+from .alike import Model, aligned, same_class, same_files, tied
 from .types import Rule
 from .weights import Folder, Key, Tensors
 
@@ -35,17 +35,21 @@ class Plan:
 
 
 def prepare(
-    models: Sequence[str | Path], rule: Rule, base: str | Path | None = None, names: Sequence[str] = ()
+    models: Sequence[str | Path],
+    rule: Rule,
+    base: str | Path | None = None,
+    names: Sequence[str] = (),
+    asking: str = "",
 ) -> Plan:
-    """Everything that can be refused before a byte is written."""
+    """Everything that can be refused before a byte is written. asking: who works with the rule, for errors."""
     opened, told = open_all(models, rule, names)
     if base is None and rule.needs_base:
-        base = _default_base(opened, rule)
+        base = _default_base(opened, asking or type(rule).__name__)
     origin = open_model(base, f"the base {base}") if base is not None else None
     tensors = tuple(m.tensors if i == 0 else aligned(opened[0], m) for i, m in enumerate(opened))
     theta = None
     if origin is not None:
-        same_files([opened[0], origin])
+        same_class(opened[0], origin)
         theta = aligned(opened[0], origin, base=True)
         if lacking := [str(k) for k in tensors[0].entries if k not in theta.entries]:
             told.append(f"the base lacks {', '.join(lacking)}: the mean of the models stands for it")
@@ -83,10 +87,8 @@ def open_model(at: str | Path, label: str = "") -> Model:
     return Model(Adapted.of(adapter, label or str(at)), folder, adapter.base.folder)
 
 
-def _default_base(opened: Sequence[Model], rule: Rule) -> Path:
+def _default_base(opened: Sequence[Model], asking: str) -> Path:
     adapters = [m for m in opened if isinstance(m.tensors, Adapted)]
     if len(adapters) != len(opened):
-        raise DataError(
-            f"{type(rule).__name__} works on the differences from the model that all began from; give it as base"
-        )
+        raise DataError(f"{asking} works on the differences from the model that all began from; give it as base")
     return adapters[0].stock

@@ -22,7 +22,7 @@ class Ties(Rule):
     density: the share of each V_i that is kept, the largest by magnitude (all of equal ones at the edge); the paper
     keeps 0.2. over: the share is of each "tensor", or of the whole "model" as in the paper. weights: of the models, one
     each or one for all, in the election and in the mean. The edge is found exactly in two streaming passes over radix
-    histograms of the float32 magnitudes: 512 kB a model, whatever its size.
+    histograms of the float32 magnitudes: 1 MB a model, whatever its size.
     """
 
     density: float = 0.2

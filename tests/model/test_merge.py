@@ -315,6 +315,12 @@ def test_a_base_without_our_parts_takes_their_mean(tmp_path):
     assert any("the base lacks log_scale" in line for line in record["told"])
 
 
+def test_how_a_base_makes_its_vectors_does_not_matter(tmp_path):
+    paths = [tiny().save(tmp_path / "base"), *(moved(i, pooling="mean").save(tmp_path / str(i)) for i in (1, 2))]
+    merge(tmp_path / "out", paths[1:], Ties(0.5), base=paths[0])
+    assert Embedder.load(tmp_path / "out").settings.pooling == "mean"
+
+
 @pytest.mark.parametrize("name, value", [("pooling", "mean"), ("attention", "bidirectional"), ("normalise", False)])
 def test_models_that_make_vectors_differently_are_refused(name, value, tmp_path):
     paths = [tiny().save(tmp_path / str(i)) for i in (1, 2)]

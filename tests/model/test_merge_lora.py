@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -164,8 +165,6 @@ def test_an_adapter_that_is_no_product_is_refused(base, tmp_path):
 
 
 def test_a_rounded_base_is_refused_for_dense_weights(pair, tmp_path):
-    import shutil
-
     shutil.copytree(pair[0], tmp_path / "rounded")
     record = json.loads((tmp_path / "rounded/omni2vec.json").read_text())
     (tmp_path / "rounded/omni2vec.json").write_text(json.dumps({**record, "quantized": "nf4"}))
@@ -175,9 +174,43 @@ def test_a_rounded_base_is_refused_for_dense_weights(pair, tmp_path):
     assert json.loads((tmp_path / "out/omni2vec.json").read_text())["quantized"] == "nf4"
 
 
-def test_scalings_by_pattern_are_obeyed(pair, tmp_path):
-    import shutil
+def test_tensors_that_stand_in_place_of_the_bases_are_merged_as_they_are(base, pair, tmp_path):
+    saved = []
+    for i, folder in enumerate(pair):
+        saved.append(shutil.copytree(folder, tmp_path / f"saved{i}"))
+        tensors = load_file(saved[-1] / "adapter_model.safetensors")
+        tensors["base_model.model.model.language_model.norm.weight"] = torch.full((64,), 2.0 + i)
+        save_file(tensors, saved[-1] / "adapter_model.safetensors")
+    merge(tmp_path / "dense", saved, Weighted((0.25, 0.75)))
+    norm = next(
+        v for k, v in load_file(tmp_path / "dense/model.safetensors").items() if k.endswith("model.norm.weight")
+    )
+    assert norm.tolist() == [2.75] * 64
+    merge(tmp_path / "low", saved, TaskArithmetic((0.5,)), rank=10)
+    low = load_file(tmp_path / "low/adapter_model.safetensors")
+    assert low["base_model.model.model.language_model.norm.weight"].tolist() == [2.5] * 64  # 1 + (1 + 2) / 2
 
+
+@pytest.mark.parametrize("kind", ["embedding", "turned"])
+def test_products_that_lie_the_other_way_are_turned(kind, tmp_path):
+    chance = torch.Generator().manual_seed(0)
+    w, a, b = (torch.randn(s, generator=chance) for s in ((20, 6), (3, 20), (6, 3)))
+    (tmp_path / "base").mkdir()
+    save_file({"m.emb.weight": w}, tmp_path / "base/model.safetensors")
+    (tmp_path / "base/config.json").write_text("{}")
+    (tmp_path / "adapter").mkdir()
+    ends = ("lora_embedding_A", "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
+    factors = {f"base_model.model.m.emb.{end}": f for end, f in zip(ends, (a, b), strict=True)}
+    save_file(factors, tmp_path / "adapter/adapter_model.safetensors")
+    config = {"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "base"), "r": 3, "lora_alpha": 6}
+    config["fan_in_fan_out"] = kind == "turned"
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
+    merge(tmp_path / "out", [tmp_path / "adapter"] * 2, Average())
+    found = load_file(tmp_path / "out/model.safetensors")["m.emb.weight"]
+    assert torch.allclose(found, w + 2 * (b @ a).T, atol=1e-5)
+
+
+def test_scalings_by_pattern_are_obeyed(pair, tmp_path):
     shutil.copytree(pair[0], tmp_path / "own")
     config = json.loads((tmp_path / "own/adapter_config.json").read_text())
     config["alpha_pattern"] = {"layers.0.self_attn.q_proj": 80.0}

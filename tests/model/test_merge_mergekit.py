@@ -27,7 +27,7 @@ def test_slerp_is_mergekits(t):
     from mergekit.merge_methods.slerp import slerp
 
     one, two = drawn(1, 40, 30).double(), drawn(2, 40, 30).double() + 0.5
-    (want,) = slerp(torch.tensor([t]).double(), one[None], two[None])  # it has an axis of outputs
+    (want,) = slerp(torch.tensor([t], dtype=torch.float64), one[None], two[None])  # it has an axis of outputs
     assert torch.allclose(merged(Slerp(t), [one, two]), want, atol=1e-12)
 
 

@@ -288,8 +288,9 @@ def test_the_plan_says_sizes_and_refuses_what_the_step_would(place, tmp_path):
     step = Merge("merge", (str(place / "m1"), str(place / "m2")), Slerp(0.5), dtype="bfloat16")
     told = step.plan(where)
     assert told["models"].startswith("2 of ") and "as bfloat16" in told["written"]
-    with pytest.raises(DataError, match="give it as base"):
-        replace(step, rule=Ties()).plan(where)
+    for rule in (Ties(), SelfPositioning(sample(place))):
+        with pytest.raises(DataError, match=f"{type(rule).__name__} works on .* give it as base"):
+            replace(step, rule=rule).plan(where)
 
 
 @pytest.mark.parametrize(
