@@ -86,6 +86,17 @@ def test_a_learned_scale_is_held_at_its_maximum_and_let_down(stage):
 
 
 @pytest.mark.parametrize("stage", HALF)
+def test_inner_layers_a_learned_step_and_states_of_embedding_tokens_move_weights_as_in_one_process(stage):
+    """On two ranks; the rows of embedding tokens, beside adapters, under ZeRO-3."""
+    found = said(stage)["extras"]
+    assert found.pop("inner moved") == ["log_step"]
+    assert len(found.pop("tokens moved", [1])) == 1
+    assert min(found.pop("inner matters"), found.pop("tokens matters", 1.0)) > 0.01
+    assert len(found) == (3 if stage == 3 else 2)
+    assert max(found.values()) < CLOSE, found
+
+
+@pytest.mark.parametrize("stage", HALF)
 def test_half_precision_moves_weights_as_one_process_does(stage):
     found = said(stage)["precisions"]
     assert found["bf16"] < 0.01

@@ -14,13 +14,18 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from omni2vec.data.types import Item, Prompted
+from omni2vec.model.embedder import remade
+from omni2vec.model.lora import Lora, attach
+from omni2vec.model.tokens import with_tokens
 from omni2vec.train.gather import Group
+from omni2vec.train.objectives.orthogonality import Orthogonality
 from omni2vec.train.optim import AdamW
 from omni2vec.train.precision import LossScale
 from omni2vec.train.zero import Zero
 from omni2vec.train.zero_engine import engine_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.model.small import tiny
 from tests.ranks import say
 from tests.train.toy import embedder
 
@@ -42,6 +47,8 @@ class Work:
     chunks: int = 1
     mode: str = "all"  # graphs kept whole, kept at block "boundaries", or "replay": run again
     dummy: bool = False  # a chunk without a picture gets the smallest one
+    layers: tuple = ()  # inner layers, whose vectors have the gradient in reverse
+    states: dict = field(default_factory=dict)
 
     def run(self, **settings):
         return dataclasses.replace(self, **settings)
@@ -73,13 +80,19 @@ def step(engine, work, at, poison=0.0, forget=False):
     inputs = [work.inputs(model, numbers) for numbers in shares]
     engine.checkpointing(work.mode != "all")
     with engine.autocast(), torch.set_grad_enabled(work.mode != "replay"):
-        graphs = [engine.embed(x, work.terms) for x in inputs]
+        graphs = [engine.embed(x, work.terms, None, work.layers, work.states) for x in inputs]
     with engine.accumulating():
         for i, numbers in enumerate(shares):
-            out = engine.embed(inputs[i], work.terms) if work.mode == "replay" else graphs[i]
+            out = graphs[i]
+            if work.mode == "replay":
+                out = engine.embed(inputs[i], work.terms, None, work.layers, work.states)
             root = (out.vectors[: len(numbers)] * work.gradient[numbers]).sum()
             root = root + 0 * out.vectors.sum() + sum(0.1 * value for value, _ in out.local.values())
-            root = root + (out.scale * 0.02).sum() * float(group.rank == 0 and i == len(shares) - 1)
+            root = root + sum(value for value, _ in out.states.values())
+            root = root + sum((at[: len(numbers)] * work.gradient[numbers].flip(1)).sum() for at in out.at.values())
+            root = root + (out.scale * torch.tensor([0.02, 5.0])[: len(out.scale)]).sum() * float(
+                group.rank == 0 and i == len(shares) - 1
+            )
             if poison and i == 0 and group.rank == group.size - 1:
                 root = root * poison
             engine.backward(root)
@@ -333,10 +346,47 @@ def offloaded(case):
     return out
 
 
+def stepped():
+    made = embedder(dtype=torch.float32)
+    return remade(made, dataclasses.replace(made.settings, int8=True), None)
+
+
+def tokened():
+    """A small Qwen with two embedding tokens, whose rows learn beside adapters; its head is tied to the table."""
+    made = attach(with_tokens(tiny(), 2), Lora(rank=2))
+    torch.manual_seed(1)
+    for n, p in made.named_parameters():
+        if "lora_B" in n:
+            torch.nn.init.normal_(p, std=0.05)
+    return made.train()
+
+
+def extras(case):
+    """Inner layers and a learned step; states of embedding tokens that learn beside adapters."""
+    states = {"apart": (frozenset({0}), lambda s: (Orthogonality().states(s).sum, len(s)))}
+    works = {"inner": (stepped, case.work.run(layers=(1,)), ("boundaries", "replay"))}
+    if case.stage == 3:  # which gathers weights: peft reads the table's outside its module
+        states = {"apart": (frozenset({0}), lambda s: (Orthogonality().states(s).sum, len(s)))}
+        work = dataclasses.replace(letters(64, lambda i: False), layers=(1,), states=states)
+        works["tokens"] = (tokened, work, ("boundaries",))
+    out = {}
+    for name, (make, work, modes) in works.items():
+        start = {k: v.clone() for k, v in make().state_dict().items()}
+        _, wanted = train(case.alone(model=make()), work, steps=2)
+        for mode in modes:
+            _, found = train(case.ranks(model=make()), work.run(chunks=3, mode=mode), steps=2)
+            out[f"{name} {mode}"] = difference(found, wanted, start)
+        moved = {k for k in wanted if not torch.equal(wanted[k], start[k])}
+        out[f"{name} moved"] = sorted(k for k in moved if "log_step" in k or "embed_tokens.token_adapter" in k)
+        _, without = train(case.alone(model=make()), work.run(layers=(), states={}), steps=2)
+        out[f"{name} matters"] = difference(without, wanted, start)
+    return out
+
+
 CASES = (
-    exactness, clipping, skipping, without, reductions, restoring, scales, precisions, trap, offloaded,
+    exactness, clipping, skipping, without, reductions, restoring, scales, extras, precisions, trap, offloaded,
 )  # fmt: skip
-ENOUGH = {0: CASES[:8], 1: CASES[:7], 2: CASES[:8], 3: CASES}  # stages 1 and 2 are one class of DeepSpeed's
+ENOUGH = {0: CASES[:9], 1: CASES[:7], 2: CASES[:9], 3: CASES}  # stages 1 and 2 are one class of DeepSpeed's
 
 
 def main(stages, *names):
