@@ -215,7 +215,7 @@ class Choice:
             row = judged.start + i
             if judged.row[i] != LEFT:
                 continue  # counted with the rules
-            chosen, cosine, rerank = self._chosen(judged, i)
+            chosen, cosine, rerank = self.chosen(judged, i)
             first = (int(pool.positive_end[row - 1]) if row else 0) - begin
             own = slice(first, int(pool.positive_end[row]) - begin)
             example = self._example(pool.rows[row], row, judged, own, chosen, cosine, rerank)
@@ -227,7 +227,7 @@ class Choice:
             counts["rows_written"] = counts.get("rows_written", 0) + 1
             yield example
 
-    def _chosen(self, judged: Judgement, i: int) -> tuple[Longs, Floats, Floats]:
+    def chosen(self, judged: Judgement, i: int) -> tuple[Longs, Floats, Floats]:
         """Documents, hardest first, their cosines and a judge's scores."""
         row = judged.start + i
         if isinstance(self.sample, Aggregated):

@@ -110,10 +110,12 @@ class PercentOfPositive:
         if not 0 < self.share <= 1:
             raise ValueError(f"PercentOfPositive({self.share}): expected more than 0, and 1 at most")
 
+    def bound(self, view: View) -> Floats:
+        least = view.least.astype(np.float64)
+        return (least - (1 - self.share) * np.abs(least)).astype(np.float32)
+
     def keep(self, view: View) -> Bools:
-        least = view.least
-        margin = (1 - self.share) * np.abs(least.astype(np.float64))
-        return _below(view.score, (least - margin).astype(np.float32))
+        return _below(view.score, self.bound(view))
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,11 @@ class Below:
 
     most: float = 0.7
 
+    def bound(self, view: View) -> Floats:
+        return np.full((len(view.score), 1), self.most, np.float32)
+
     def keep(self, view: View) -> Bools:
-        return _below(view.score, np.float32(self.most))
+        return _below(view.score, self.bound(view))
 
 
 @dataclass(frozen=True)
@@ -144,8 +149,11 @@ class MarginToMean:
 
     delta: float = 0.0
 
+    def bound(self, view: View) -> Floats:
+        return view.mean + np.float32(self.delta)
+
     def keep(self, view: View) -> Bools:
-        return _below(view.score, view.mean + np.float32(self.delta))
+        return _below(view.score, self.bound(view))
 
 
 @dataclass(frozen=True)
@@ -239,6 +247,13 @@ def chain(rules: Sequence[AnyRule], view: View) -> Verdict:
     return Verdict(by, positive, row)
 
 
+def bound(rule: AnyRule, view: View) -> Floats | None:
+    """(n, 1) the cosine that candidates must stay below, where the rule has one."""
+    of = getattr(rule, "bound", None)
+    found: Floats | None = of(view) if callable(of) else None
+    return found
+
+
 def is_row_rule(rule: AnyRule) -> bool:
     return callable(getattr(type(rule), "rows", None))
 
@@ -247,10 +262,10 @@ def is_positive_rule(rule: AnyRule) -> bool:
     return callable(getattr(type(rule), "positives", None))
 
 
-def _below(score: Floats, bound: Floats | np.float32) -> Bools:
+def _below(score: Floats, most: Floats | np.float32) -> Bools:
     """Where the score is below; beyond a short list, and where there is no bound, it is not."""
     with np.errstate(invalid="ignore"):
-        below: Bools = score < np.asarray(bound, np.float32)
+        below: Bools = score < np.asarray(most, np.float32)
     return below
 
 
