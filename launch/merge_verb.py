@@ -87,7 +87,7 @@ def merge(
         omni2vec merge merged runs/a/train runs/b/train
         omni2vec merge merged stage1 stage2 --rule slerp --t 0.5 --base org/base
         omni2vec merge merged a b c --rule ties --density 0.2 --base org/base
-        omni2vec merge merged lora_a lora_b --weight 0.7 --weight 0.3 --rule weighted --adapter-rank 32
+        omni2vec merge merged lora_a lora_b --adapter-rank 32
 
     Config, tokenizer and settings are the first model's. A greedy soup, Fisher tensors and learned positions need data:
     they are rules of the Merge step of a recipe, in docs/merging.md, which also says which rule is for what.

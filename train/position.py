@@ -75,7 +75,7 @@ def position(plan: Plan, rule: SelfPositioning, model: str, where: Where, out: P
     point to out/position.json as it is found, and goes on from there after a kill; draws them to position.html."""
     embedder = loaded(model)
     span = Span.of(plan, names_of(embedder), size)
-    log = _Log(out / LOG, plan, rule)
+    log = _Log(out / LOG, _head(plan, rule, where))
     count = len(plan.models)
     total = count + 1 + rule.steps
     with Probing(embedder, rule.sample, where) as probing, bar("learning the position: points", total) as advance:
@@ -155,15 +155,19 @@ def coordinates(form: str, numbers: Tensor, gram: Tensor) -> Tensor:
     return numbers[k - 1] * u
 
 
+def _head(plan: Plan, rule: SelfPositioning, where: Where) -> dict[str, Any]:
+    """What points hang on: of another sample, none may be taken again."""
+    sample = {k: getattr(rule.sample, k) for k in ("rows", "batches", "temperature", "negatives", "seed")}
+    data = [source.open(where).digest for source in rule.sample.data]
+    told = {"steps": rule.steps, "lr": rule.lr, "form": rule.form}
+    return {"rule": told, "sample": sample, "data": data, "models": [m.label for m in plan.models]}
+
+
 class _Log:
     """Every point that was measured, in order, in a file; after a kill they are taken again instead of measured."""
 
-    def __init__(self, file: Path, plan: Plan, rule: SelfPositioning) -> None:
+    def __init__(self, file: Path, head: dict[str, Any]) -> None:
         self.file = file
-        head = {
-            "rule": {"steps": rule.steps, "lr": rule.lr, "form": rule.form},
-            "models": [m.label for m in plan.models],
-        }
         self.content: dict[str, Any] = {**head, "points": []}
         if file.is_file():
             found = json.loads(file.read_text(encoding="utf-8"))

@@ -101,6 +101,8 @@ def test_the_size_of_blocks_and_of_files_does_not_matter_to_the_bit(rule, three,
     for name, file in index.items():
         with safe_open(tmp_path / "small" / file, "pt") as found:
             assert torch.equal(found.get_tensor(name), large[name]), name
+    merge(tmp_path / "again", [tmp_path / "small"] * 2, Average())  # several files are read, too
+    assert all(torch.equal(t, large[name]) for name, t in weights(tmp_path / "again").items())
 
 
 @pytest.mark.parametrize(
@@ -163,8 +165,10 @@ def test_the_record_names_the_inputs_by_what_they_hold(three, tmp_path):
 
 
 def test_memory_is_that_of_blocks_not_of_models(tmp_path):
-    """Three models of 32 MB, blocks of 256 kB: less than 16 MB is taken, the files' own pages apart."""
-    paths = [folder(tmp_path / str(i), {"w": drawn(i, 8 << 10, 1 << 10)}) for i in range(3)]
+    """Three models of 24 MB, blocks of 256 kB: less than 16 MB is taken, the files' own pages apart."""
+    noise = drawn(0, 6 << 10, 1 << 10)
+    paths = [folder(tmp_path / str(i), {"w": noise * (i + 1)}) for i in range(3)]
+    del noise
     merge(tmp_path / "warm", paths, Average(), block_bytes=SMALL)
     peak, done = [0], threading.Event()
 
