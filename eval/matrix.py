@@ -34,6 +34,13 @@ class Matrix(Protocol):
         ...
 
 
+def rows_of(vectors: Matrix, at: Tensor) -> Tensor:
+    """The rows of these numbers (n,) int64, where the vectors are."""
+    if isinstance(vectors, Tensor):
+        return vectors.index_select(0, at.to(vectors.device))  # a quarter of the price of brackets
+    return vectors[at.cpu()]
+
+
 class Mapped:
     """The tensor `name` (N, D) of a safetensors file, read where it is asked for. Raises DataError on another file."""
 
@@ -72,7 +79,7 @@ class Mapped:
         if self._touched > _HELD:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = touched
-        return self._rows[at]
+        return self._rows[at] if isinstance(at, slice) else self._rows.index_select(0, at)
 
 
 def _header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int]:
