@@ -103,6 +103,7 @@ def write(
         facts=facts,
         name=step.name,
         funnel=funnel(step.rules, facts),
+        behind=facts["candidates_seen"] - facts["candidates_left"] - sum(total["candidates_dropped"]),
         bars=bars,
         lines=[Bound(short(repr(r)), v) for r in step.rules if (v := fixed(r)) is not None],
         rows=shown(step, choice, judged),
@@ -141,7 +142,7 @@ def funnel(rules: Sequence[AnyRule], facts: Mapping[str, Any]) -> list[dict[str,
     found = []
     for rule, told in zip(rules, facts["rules"], strict=True):
         of = told["of"]
-        about = " ".join((type(rule).__doc__ or "").split()).partition(". ")[0].partition(" (")[0].rstrip(":.")
+        about = str(getattr(rule, "told", ""))
         found.append({**told, "came": here[of], "about": about})
         here[of] -= told["dropped"]
     return found

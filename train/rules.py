@@ -58,7 +58,7 @@ Ask = Callable[["BelowJudged", Bools, View], tuple[Floats, Floats]]  # (n, k) an
 
 
 class Rule(Protocol):
-    """Which candidates may stay (n, k)."""
+    """Which candidates may stay (n, k). A rule may say what it asks for in `told`, and have a `bound`."""
 
     def keep(self, view: View) -> Bools: ...
 
@@ -90,6 +90,10 @@ class RankRange:
         if not 1 <= self.first <= self.last:
             raise ValueError(f"RankRange({self.first}, {self.last}): expected 1 <= first <= last")
 
+    @property
+    def told(self) -> str:
+        return f"ranks {self.first} to {self.last} of the search stay"
+
     def keep(self, view: View) -> Bools:
         inside: Bools = (view.rank >= self.first) & (view.rank <= self.last)
         return np.broadcast_to(inside, view.score.shape)
@@ -110,6 +114,10 @@ class PercentOfPositive:
         if not 0 < self.share <= 1:
             raise ValueError(f"PercentOfPositive({self.share}): expected more than 0, and 1 at most")
 
+    @property
+    def told(self) -> str:
+        return f"below {self.share:g} of the cosine of the row's least likely right answer"
+
     def bound(self, view: View) -> Floats:
         least = view.least.astype(np.float64)
         return (least - (1 - self.share) * np.abs(least)).astype(np.float32)
@@ -124,6 +132,10 @@ class Below:
 
     most: float = 0.7
 
+    @property
+    def told(self) -> str:
+        return f"below a cosine of {self.most:g}"
+
     def bound(self, view: View) -> Floats:
         return np.full((len(view.score), 1), self.most, np.float32)
 
@@ -137,6 +149,10 @@ class Above:
 
     least: float = 0.0
 
+    @property
+    def told(self) -> str:
+        return f"above a cosine of {self.least:g}"
+
     def keep(self, view: View) -> Bools:
         return ~_below(view.score, np.nextafter(np.float32(self.least), np.float32(2)))
 
@@ -148,6 +164,10 @@ class MarginToMean:
     PositiveAbove before it."""
 
     delta: float = 0.0
+
+    @property
+    def told(self) -> str:
+        return f"below the mean cosine of the row's right answers {self.delta:+g}"
 
     def bound(self, view: View) -> Floats:
         return view.mean + np.float32(self.delta)
@@ -167,6 +187,10 @@ class Consistent:
         if self.top < 1:
             raise ValueError(f"Consistent({self.top}): expected 1 or more")
 
+    @property
+    def told(self) -> str:
+        return f"rows whose best right answer stands among the first {self.top}"
+
     def rows(self, view: View) -> Bools:
         with np.errstate(invalid="ignore"):
             before = (view.score > view.most).sum(1)
@@ -180,6 +204,10 @@ class PositiveAbove:
     row without any left goes (Qwen3-VL-Embedding, arXiv:2601.04720)."""
 
     least: float = 0.3
+
+    @property
+    def told(self) -> str:
+        return f"right answers above a cosine of {self.least:g}; rows that have none go"
 
     def positives(self, view: View) -> Bools:
         with np.errstate(invalid="ignore"):
@@ -203,6 +231,11 @@ class BelowJudged:
     def __post_init__(self) -> None:
         if self.first < 0:
             raise ValueError(f"BelowJudged: first={self.first}; expected 0 (all) or more")
+
+    @property
+    def told(self) -> str:
+        first = f"the first {self.first}" if self.first else "all"
+        return f"of {first} that are left, those judged more than {self.beta:g} below the right answer"
 
     def keep(self, view: View) -> Bools:
         if view.ask is None:
