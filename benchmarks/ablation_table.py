@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,10 +18,11 @@ from omni2vec.data.types import digest
 Kind = Literal["constructed", "natural"]
 SEEDS = 6  # the fewest paired seeds of which anything is claimed
 BEYOND = 3.0  # standard errors
+VERSION = "ablations 1"
 
 
 class Trial(Protocol):
-    """A frozen value whose repr says all that its result hangs on, but for the seed."""
+    """A frozen dataclass whose fields say all that its result hangs on, but for the seed."""
 
     @property
     def name(self) -> str: ...
@@ -134,7 +135,19 @@ class Lines:
 
 
 def digest_of(trial: Trial, seed: int) -> str:
-    return digest("ablation 1", trial.bed, repr(trial), str(seed))
+    """Of the trial's settings and the seed. VERSION goes up where the same settings come to mean another training."""
+    return digest(VERSION, trial.bed, told(trial), str(seed))
+
+
+def told(value: Any) -> str:
+    """As repr, without the fields of dataclasses that are at their default: a new field leaves old results valid."""
+    if is_dataclass(value) and not isinstance(value, type):
+        own = [(f, getattr(value, f.name)) for f in fields(value)]
+        said = [f"{f.name}={told(v)}" for f, v in own if f.default is MISSING or v != f.default]
+        return f"{type(value).__name__}({', '.join(said)})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(told, value))})"
+    return repr(value)
 
 
 def trials_of(effects: Sequence[Effect]) -> tuple[Trial, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from ablation_merges import effects as merges
 from ablation_table import Effect
 from ablation_vectors import Fit, Given, Vectors
 from omni2vec.data.schedules import Ramp
@@ -43,6 +44,8 @@ def effects() -> tuple[Effect, ...]:
         *quantised(),
         *classes(),
         *graded(),
+        *distilled(),
+        *merges(),
     )
 
 
@@ -177,3 +180,13 @@ def graded() -> Iterator[Effect]:
     yield Effect(
         "CoSENT by gaps", "linear in the labels' gap", "CoSENT", gap, sts("CoSENT", CoSENT()), "spearman", "natural"
     )
+
+
+def distilled() -> Iterator[Effect]:
+    """The teacher sees the whole digit, of which the student sees half."""
+    name, words = "similarities distilled", "of a teacher that sees whole digits"
+    arm = digits("taught", taught=1.0)
+    yield Effect(name, words, "InfoNCE alone", arm, DIGITS, "mrr", "natural")
+    by_class = replace(PLAIN, objectives=(InfoNCE(negatives="own", mask_labels=True),), task="class")
+    plain, arm = Vectors("by class, no negatives", by_class), Vectors("by class, taught", replace(by_class, taught=1.0))
+    yield Effect(name, words, "InfoNCE alone", arm, plain, "class map", "natural")

@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from ablation_sets import Pairs, lacks, pairs
 from omni2vec.data.relation import Relation
 from omni2vec.data.types import Clock
+from omni2vec.data.vectors import Vectors as Table
 from omni2vec.eval.metrics import spearman
 from omni2vec.model import codes
 from omni2vec.train.gather import Group
 from omni2vec.train.loss import Bound, Owners, batch_loss
+from omni2vec.train.objectives.similarity import Similarity, Tables, Taught
 from omni2vec.train.rules import View
 from torch import Tensor, nn
 
@@ -56,6 +58,7 @@ class Fit:
     positives: int = 1
     clusters: tuple[int, ...] = ()  # B3: size, skip, neighbours
     learned: bool = False  # the temperature, as the embedder learns it
+    taught: float = 0.0  # weight of Similarity with a teacher that sees query and document at once
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ def _tower(width: int, fit: Fit) -> nn.Module:
 def train(model: Towers, data: Pairs, fit: Fit, seed: int, steps: int = 0) -> None:
     """Train in place, for `steps` or as many as `fit` says."""
     steps = steps or fit.steps
-    bound = Bound("default", fit.objectives, frozenset([0]))
+    taught = (teacher(data, fit.taught),) if fit.taught else ()
+    bound = Bound("default", (*fit.objectives, *taught), frozenset([0]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=fit.rate, weight_decay=0.01)
     group = Group()
     model.train()
@@ -124,6 +128,23 @@ def train(model: Towers, data: Pairs, fit: Fit, seed: int, steps: int = 0) -> No
             model.step.clamp_(min=1e-4)
             model.log_scale.clamp_(0, np.log(100.0))
     model.eval()
+
+
+def teacher(data: Pairs, weight: float) -> Any:
+    """Similarity whose teacher knows a row's query and document as one vector."""
+    n = data.train
+    both = F.normalize(torch.cat([data.query[:n], data.docs[:n]], 1), dim=-1).numpy()
+    ids = np.arange(n)
+    tables = [
+        Table(Path(), np.stack([ids, np.full(n, second)], 1), both, {"teacher": "both halves"})
+        for second in (_query_second(data), 1)
+    ]
+    return Taught(Similarity("in memory", weight=weight), Tables(*tables))
+
+
+def _query_second(data: Pairs) -> int:
+    """The second half of a query's id. Of one kind, a query is the document of the same row."""
+    return 1 if data.query is data.docs else -1
 
 
 @dataclass(frozen=True)
@@ -172,8 +193,7 @@ def _batch(
     if data.score is not None:
         score[positive] = data.score[index[owner[positive]]]
     classes = torch.stack([data.label[index] + 1, torch.ones_like(index)], 1)
-    # Of one kind, a query is the document of the same row.
-    query_id = torch.stack([index, torch.ones_like(index) if fit.set == "banking" else -torch.ones_like(index)], 1)
+    query_id = torch.stack([index, torch.full_like(index, _query_second(data))], 1)
     relation = Relation(
         query_id=query_id,
         query_label=classes if data.score is None else torch.zeros_like(classes),

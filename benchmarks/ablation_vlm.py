@@ -7,12 +7,13 @@ library's own: the loader, the cached step and the engine of a Stage, in this pr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from ablation_merges import merged
 from ablation_rows import PIXELS, Drawn, words
 from omni2vec.data.counter import bits
 from omni2vec.data.mix import Feed
@@ -22,7 +23,7 @@ from omni2vec.eval.evaluate import evaluate
 from omni2vec.eval.tasks.shards import tasks_from
 from omni2vec.model.backbones.tiny import Tiny, build
 from omni2vec.model.embedder import cut
-from omni2vec.model.merge.types import Block, Rule
+from omni2vec.model.merge.types import Rule
 from omni2vec.train.optim import AdamW, Schedule
 from omni2vec.train.stage import Stage
 from omni2vec.train.step import cached_step
@@ -202,31 +203,3 @@ class Cut:
 
 def _weights(embedder: Any) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in embedder.state_dict().items()}
-
-
-def merged(rule: Rule, states: Sequence[Mapping[str, Tensor]], base: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """State dicts merged in memory, a tensor a block. Tied weights stand under two names and stay equal."""
-    rule.check(len(states))
-    blocks = {
-        name: Block(name, 0, tuple(s[name].flatten() for s in states), None if base is None else base[name].flatten())
-        for name, tensor in states[0].items()
-        if tensor.is_floating_point()
-    }
-    looks: dict[str, Any] = {}
-    whole = rule.look(len(states), base is not None) if rule.scope == "model" else None
-    for group in [list(blocks)] if rule.scope == "model" else [[name] for name in blocks]:
-        look = whole if rule.scope == "model" else rule.look(len(states), base is not None)
-        again = look is not None
-        while again and look is not None:
-            for name in group:
-                look.see(blocks[name])
-            again = look.again()
-        looks.update(dict.fromkeys(group, look))
-    out = dict(states[0])
-    for name, block in blocks.items():
-        out[name] = rule.merge(block, looks[name]).reshape(states[0][name].shape)
-    return out
-
-
-def with_objectives(part: Part, *objectives: Any) -> Part:
-    return replace(part, objectives=objectives)

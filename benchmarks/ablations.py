@@ -81,7 +81,7 @@ def page(results: Sequence[Found], lacking: dict[str, str]) -> Iterator[str]:
     yield ""
     yield (
         "*Constructed*: the data, or the question, are made so that the technique has something to do (right answers "
-        "planted among the wrong ones; vectors cut to a few numbers), so the row says that the code does what it is for. "
+        "planted among the wrong ones; vectors cut to a few numbers): the row says that the code does what it is for. "
         "*Natural*: nothing was arranged, and the row says what it was worth on this data."
     )
     for bed in dict.fromkeys(r.effect.bed for r in results):
@@ -112,21 +112,21 @@ def page(results: Sequence[Found], lacking: dict[str, str]) -> Iterator[str]:
 
 BEDS = {
     "tiny VLM": (
-        "A Qwen-VL of 370,000 weights, from nothing, for 80 to 190 steps on the [synthetic world](../world.md); scored on "
+        "A Qwen-VL of 370,000 weights, from nothing, 130 to 170 steps on the [synthetic world](../world.md); scored on "
         "300 to 500 rows of compositions that training never showed. Hit@1, or Spearman for `sts` and `graded`. `tell` "
         "ranks one true sentence among seven that are wrong in one fact."
     ),
     "vectors, digits": (
-        "Two towers of one hidden layer over halves of scanned digits: the upper half of a digit asks for its lower half "
-        "(`mrr`, of 597), or for that of any equal digit (`class map`: mean average precision)."
+        "Two towers of one hidden layer over halves of scanned digits: the upper half of a digit asks for its lower "
+        "half (`mrr`, of 597), or for that of any equal digit (`class map`: mean average precision)."
     ),
     "vectors, banking": (
         "One tower over MiniLM's vectors of customers' questions, 77 intents: other questions of the same intent "
         "(`class map`, of 1,000 held-back training rows)."
     ),
     "vectors, sts": (
-        "One tower over MiniLM's vectors of pairs of English sentences with a graded similarity (Spearman, of a quarter "
-        "of the training rows, held back)."
+        "One tower over MiniLM's vectors of pairs of English sentences with a graded similarity (Spearman, of a "
+        "quarter of the training rows, held back)."
     ),
 }
 
