@@ -23,7 +23,7 @@ from .cost import spoken
 from .gather import Group
 from .guard import Signals
 from .leave import together
-from .teacher import Teacher
+from .teacher import WINDOW, Teacher
 
 log = logging.getLogger(__name__)
 
@@ -100,13 +100,17 @@ class Embedded:
 
         rows = [source.open(where) for source in self.sources]
         encoder = load_encoder(self.model if isinstance(self.model, str) else where(self.model))
-        dim = encoder.encode_items([rows[0][0].query], side="query").shape[1]
+        some = [r[0].query for r in rows if len(r)][:1]
+        if not some:
+            raise DataError(f"step {self.name!r}: no row in {', '.join(r.name for r in rows)}")
+        dim = encoder.encode_items(some, side="query").shape[1]
         docs = sum(_docs_a_row(r) * len(r) for r in rows)
         total = int(sum(map(len, rows)) + docs)
         width = np.dtype(self.dtype).itemsize
         return {
             "items": f"{total:,} at most, by the first rows: each is embedded once a side",
-            "vectors": f"{spoken(total * (dim * width + 16))} at most on disk, and twice as much while they are made",
+            "vectors": f"{spoken(total * (dim * width + 16))} at most on disk",
+            "while they are made": f"{spoken(total * dim * 4)} more, in windows of {WINDOW:,} vectors",
         }
 
     def _prompt(self, items: Items, i: int) -> Prompted:
