@@ -154,12 +154,12 @@ def test_no_tensor_grows_with_the_documents():
             return out
 
     seen = []
-    for count in (4_000, 16_000):
+    for count in (10_000, 30_000):
         query, docs = vectors(20, 2), vectors(count, 2, seed=1)
         docs = np_rows(docs)
         largest = 0
         with Watch():
-            nearest(query, docs, 5, rows=8, columns=64)
+            nearest(query, docs, 5, rows=10, columns=256)
         seen.append(largest)
     assert seen[0] == seen[1]
 
