@@ -22,6 +22,9 @@ from . import run_verbs  # noqa: F401  (each adds its verbs, a newcomer's first)
 from . import model_verbs  # noqa: F401
 
 # isort: split
+from . import mine_verb  # noqa: F401
+
+# isort: split
 from . import merge_verb  # noqa: F401
 from .app import app
 from .quiet import quiet
