@@ -16,7 +16,7 @@ from omni2vec.launch import plan as planning
 from omni2vec.launch.graph import Recipe
 from omni2vec.launch.record import read, write
 from omni2vec.launch.run import run
-from omni2vec.train import mine, mining, searching, teacher
+from omni2vec.train import mine_run, mining, searching, teacher
 from omni2vec.train.cluster import Cluster
 from omni2vec.train.guard import Restart
 from omni2vec.train.mine import Mine
@@ -296,11 +296,11 @@ def test_the_same_step_leaves_the_same_bytes_and_shards_that_verify(folder, tmp_
 @pytest.mark.parametrize("part", ["encode", "_window", "judge", "write"])
 def test_a_killed_step_goes_on_and_ends_equal(part, folder, tmp_path, monkeypatch):
     """Killed at its third window of encoding, searching, judging or writing."""
-    small = {mining: 16, mine: 16, teacher: 16, searching: 16}
+    small = {mining: 16, mine_run: 16, teacher: 16, searching: 16}
     for module, size in small.items():
         monkeypatch.setattr(module, "WINDOW", size)
     whole = made(folder, tmp_path / "whole")
-    owner = {"encode": teacher, "_window": searching, "judge": mining.Miner, "write": mine}[part]
+    owner = {"encode": teacher, "_window": searching, "judge": mining.Miner, "write": mine_run}[part]
     name = "write_shard" if part == "write" else part
     real, calls = getattr(owner, name), []
 
@@ -322,18 +322,18 @@ def test_a_killed_step_goes_on_and_ends_equal(part, folder, tmp_path, monkeypatc
 
 
 def test_asked_to_end_it_stops_behind_a_window(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(mine, "WINDOW", 16)
+    monkeypatch.setattr(mine_run, "WINDOW", 16)
     real = mining.Miner.judge
     monkeypatch.setattr(
         mining.Miner, "judge", lambda self, *g: (os.kill(os.getpid(), signal.SIGTERM), real(self, *g))[1]
     )
     with pytest.raises(Restart, match="asked to end by SIGTERM"):
         made(folder, tmp_path / "out")
-    assert len(list((tmp_path / "out" / mine.RULED).glob("*.json"))) == 1
+    assert len(list((tmp_path / "out" / mine_run.RULED).glob("*.json"))) == 1
 
 
 def test_windows_of_other_rules_are_judged_again(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(mine.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(mine_run.shutil, "rmtree", lambda *_, **__: None)
     out = made(folder, tmp_path / "out", rules=(Below(0.999),))
     kept = content(out)["report.json"]
     assert content(made(folder, out, rules=(RankRange(5, 20),)))["report.json"] != kept

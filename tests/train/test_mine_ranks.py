@@ -8,7 +8,7 @@ import torch
 from omni2vec.data.shards import write_shards
 from omni2vec.data.sources import Shards
 from omni2vec.data.types import Example, Item
-from omni2vec.train import mine
+from omni2vec.train import mine_run
 from omni2vec.train.mine import Mine
 from omni2vec.train.rules import PercentOfPositive
 
@@ -36,7 +36,7 @@ def test_two_ranks_mine_what_one_mines(tmp_path, monkeypatch):
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
     source = Shards(str(tmp_path / "rows"))
-    monkeypatch.setattr(mine, "WINDOW", 8)
+    monkeypatch.setattr(mine_run, "WINDOW", 8)
     rules = (PercentOfPositive(0.99),)
     Mine("m", str(tmp_path / "model"), source, rules=rules, count=3, among=20).make(one, nowhere)
     shares = run(SCRIPT, 2, tmp_path, two, timeout=60)
