@@ -1,5 +1,8 @@
 """Rows of the synthetic world for the ablations on the tiny VLM, in memory: its own tasks, and sentences with
-given wrong answers among which right ones are planted: other true sentences of the scene, which nothing declares so.
+given wrong answers among which right ones are planted.
+
+A planted answer is right, and says it in the world's other words ("large solid" for "big plain"), while every labelled
+answer keeps to the first: as where one crew labels, and a miner brings what the others wrote.
 """
 
 from __future__ import annotations
@@ -65,20 +68,23 @@ def _opened(drawn: Drawn) -> Opened:
 def _tell(drawn: Drawn, index: int) -> Example:
     """A sentence on a pair of things and another that says the same, among wrong sentences.
 
-    Training: three that are wrong in one to six facts. Each of them is, with chance `planted`, exchanged for a right
-    one. scores["judge"] is the share of facts that agree, with noise. keep: a wrong answer stays only if its score
-    is below `keep` of the right one's; 0: all. Test: the right sentence among seven that are wrong in one fact.
+    Training: three that are wrong in one to six facts. Each of them is, with chance `planted`, exchanged for one that
+    is right, in the other words, which nothing declares so. scores["judge"] is the share of facts that agree, with
+    noise. keep: a wrong answer stays only if its score is below `keep` of the right one's; 0: all. Test: the right
+    sentence in the other words, among seven in either words that are wrong in one fact.
     """
     dice = Dice("tell", drawn.split, index)
     scene, test = any_pair(dice, drawn.split), drawn.split == "test"
-    query, right = dice.some(captions(scene), 2)
+    query, right = dice.some(captions(scene, voice=0), 2)
+    right = dice.pick(captions(scene, voice=1)) if test else right
     texts, grades = [right], [1.0]
     for _ in range(7 if test else 3):
         other = _near(dice, scene, drawn.split)
         for _ in range(0 if test else dice.below(6)):
             other = _near(dice, other, drawn.split)
         plant = dice.chance(drawn.planted)
-        chosen = dice.pick(captions(scene if plant else other))
+        voice = dice.below(2) if test else int(plant)
+        chosen = dice.pick(captions(scene if plant else other, voice))
         if chosen not in (query, *texts):
             texts.append(chosen)
             grades.append(1.0 if plant else 1 - distance(scene, other) / FACTS)

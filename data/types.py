@@ -234,6 +234,7 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+@runtime_checkable
 class Source(Protocol):
     """A frozen value in a recipe that says where rows come from; opening it needs the folders of finished steps."""
 

@@ -23,6 +23,7 @@ DEVICE_ROWS, DEVICE_COLUMNS = 8192, 16384  # on a GPU: 512 MiB
 _DENSE = torch.contiguous_format
 _FRESH = 0.5  # candidates a place of the list, before bars rise
 _ROUND = 2.0**-24  # half a unit in the last place of float32, relative
+_LEAST = 2.0**-149  # the smallest float32
 _PIECE = 1 << 17  # numbers that are rescored at a time: 1 MiB of float64
 
 Hidden = Callable[[slice, slice], Tensor | None]
@@ -59,6 +60,8 @@ def nearest(
             f"query {tuple(query.shape)} and docs {tuple(docs.shape)} with k={k}; expected (Q, D) and (N, D) of one D, "
             "and k of 1 or more"
         )
+    if len(docs) >= 1 << 31:
+        raise ValueError(f"{len(docs):,} docs; expected fewer than 2^31: search them in parts")
     at = torch.device(device) if device is not None else query[:0].device
     large = at.type == "cuda"
     rows = rows or (DEVICE_ROWS if large else ROWS)
@@ -123,8 +126,8 @@ def _block(
     """One row of tiles: queries (q, D) float32 and all docs -> index, scores (q, min(k, N))."""
     count = len(query)
     # |float32 dot - true dot| <= D u |q| |d| to first order, any order of summation; the rest is for what is rounded
-    # after it. Twice: the k-th best may be too high and the candidate too low.
-    slack = 2 * (query.shape[1] + 8) * _ROUND * longest * torch.linalg.vector_norm(query, dim=1)
+    # after it, and for what falls under the smallest float. Twice: the k-th best may be too high, a candidate too low.
+    slack = 2 * (query.shape[1] + 8) * (_ROUND * longest * torch.linalg.vector_norm(query, dim=1) + _LEAST)
     best = Shortlist(query, docs, k, slack, columns)
     buffer = torch.empty(count * columns, device=query.device)
     for start in range(0, len(docs), columns):
@@ -256,7 +259,7 @@ def exact(query: Tensor, docs: Matrix, ids: Tensor) -> Tensor:
     row, at = row[order], at[order]
     step = max(_PIECE // query.shape[1], 1)
     for r, a in zip(row.split(step), at.split(step), strict=True):
-        them = rows_of(docs, ids[r, a]).to(query.device, torch.float64)
+        them = rows_of(docs, ids[r, a]).to(query.device, torch.float32).double()
         out[r, a] = _halves(them.mul_(query.index_select(0, r))).float()
     return out
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.addresses import is_remote
 from ..data.sources import Shards
-from ..data.types import Rows, Step, Where, digest
+from ..data.types import Source, Step, Where, digest
 from .graph import held, is_step, needs
 from .record import fields_of
 
@@ -90,8 +90,8 @@ def _outside(value: Any, where: Where) -> Iterator[tuple[str, str]]:
         inner = [getattr(value, f.name) for f in fields(value)]
         if callable(getattr(type(value), "outside", None)):
             yield from _declared(value, where)
-        elif callable(getattr(type(value), "open", None)) and next(held(value), None) is None:
-            rows = _opened(value, where)
+        elif isinstance(value, Source) and next(held(value), None) is None:
+            rows = value.open(where)
             yield rows.name, rows.digest
             return
     elif isinstance(value, tuple):
@@ -102,11 +102,6 @@ def _outside(value: Any, where: Where) -> Iterator[tuple[str, str]]:
         return
     for v in inner:
         yield from _outside(v, where)
-
-
-def _opened(source: Any, where: Where) -> Rows:
-    rows: Rows = source.open(where)
-    return rows
 
 
 def differences(old: Any, new: Any, path: str) -> list[str]:

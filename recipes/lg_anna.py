@@ -100,7 +100,7 @@ def graph(
     sizes: Sizes,
     seed: int,
 ) -> tuple[Step, ...]:
-    graded = tuple(Feed(s) for s in sts)
+    graded = tuple(Feed(s, answers=False) for s in sts)
     first = stage("graded", base, graded, {"default": (CoSENT(),)}, sizes, sizes.steps[0], seed)
     rows = []
     for i, source in enumerate(retrieval):
@@ -110,7 +110,7 @@ def graph(
         found = Shards(near, name=source.name)
         rows.append(Scored(found, by=Judged(f"judged_{i}", found, judge)))
     learned = (InfoNCE(mask_labels=True), SoftLabel(teacher_temperature=sizes.teacher_temperature))
-    hard = tuple(Feed(s, negatives=sizes.count, shots=sizes.shots) for s in rows)
+    hard = tuple(Feed(s, negatives=sizes.count, shots=sizes.shots, answers=False) for s in rows)
     second = stage("retrieval", first, hard, {"default": learned}, sizes, sizes.steps[1], seed)
     scores = Evaluate("scores", second, tests, baselines=(first,))
     hub = base if isinstance(base, str) and base.count("/") == 1 else ""

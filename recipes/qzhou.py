@@ -87,11 +87,15 @@ def twin(data: str, seed: int) -> tuple[Step, ...]:
 def graph(base: Step | str, given: Data, sizes: Sizes, seed: int) -> tuple[Step, ...]:
     told = family("qzhou")
     searched = tuple(
-        Feed(s, negatives=sizes.negatives, objective="retrieval", sub_batch=sizes.batch, instructions=told)
+        Feed(
+            s, negatives=sizes.negatives, objective="retrieval", sub_batch=sizes.batch, instructions=told, answers=False
+        )
         for s in given.retrieval
     )
-    graded = tuple(Feed(s, objective="sts", sub_batch=sizes.pairs, instructions=told) for s in given.sts)
-    sorted_ = tuple(Feed(s, objective="classes", sub_batch=sizes.batch, instructions=told) for s in given.classes)
+    graded = tuple(Feed(s, objective="sts", sub_batch=sizes.pairs, instructions=told, answers=False) for s in given.sts)
+    sorted_ = tuple(
+        Feed(s, objective="classes", sub_batch=sizes.batch, instructions=told, answers=False) for s in given.classes
+    )
     first = stage("retrieval", base, searched, sizes, 0, seed)
     every = stage("every", first, (*searched, *graded, *sorted_), sizes, 1, seed)
     scores = Evaluate("scores", every, given.tests, baselines=(first,))

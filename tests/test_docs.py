@@ -9,7 +9,10 @@ from omni2vec.data.types import Example, Item
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("streams", "shards", "your_data", "instructions", "clusters", "recipes")
+PAGES = (
+    *("streams", "shards", "your_data", "instructions", "clusters", "recipes"),
+    *("objectives", "graded", "distillation", "merging"),
+)
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n+)?^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

@@ -3,14 +3,17 @@ cluster's pool."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.clusters import digest_of
 from ..data.counter import permuted, uniform
-from ..data.types import Step
+from ..data.types import Step, Where
 
 Longs = NDArray[np.int64]
 
@@ -62,6 +65,11 @@ class Aggregated:
     arXiv:2505.11293, 5 a row). clusters: a Cluster step of the very same source, or its folder."""
 
     clusters: Step | str
+
+    def outside(self, where: Where) -> Mapping[str, str]:
+        """The digest of clusters that no step of the recipe made."""
+        at = self.clusters
+        return {f"clusters {at}": digest_of(Path(at))} if isinstance(at, str) else {}
 
     def pick(self, left: Longs, count: int, seed: int, row: int) -> Longs:
         raise NotImplementedError("drawn by `pooled`, from all rows of a cluster")

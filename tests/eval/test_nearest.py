@@ -197,3 +197,14 @@ def test_what_is_written_in_blocks_is_a_plain_safetensors_file(tmp_path):
     with pytest.raises(ValueError, match="the blocks have 93 rows; expected 100"):
         write(tmp_path / "w.safetensors", list(rows.split(31))[:3], (100, 16))
     assert [p.name for p in tmp_path.iterdir()] == ["v.safetensors"]
+
+
+def test_vectors_of_any_length_are_ranked_down_to_where_scores_vanish():
+    query, docs = vectors(10, seed=1), vectors(600, seed=2)
+    for scale in (1e-22, 1e-19, 1e15):
+        assert same(nearest(query * scale, docs * scale, 9), reference(query * scale, docs * scale, 9))
+
+
+def test_double_precision_is_rounded_to_float32_first():
+    query, docs = vectors(10, seed=1).double() * (1 + 1e-9), vectors(600, seed=2).double() * (1 - 1e-9)
+    assert same(nearest(query, docs, 9), nearest(query.float(), docs.float(), 9))
