@@ -74,8 +74,8 @@ def planted() -> Iterator[Effect]:
     yield Effect(name, "three wrong sentences a row", "none given", CLEAN, none, "tell", "natural")
     yield Effect(name, "half of them planted right answers", "none planted", DIRTY, CLEAN, "tell", "constructed")
     name, against = "false-negative filter", "planted, no filter"
-    kept = tell("planted, filtered", replace(PLANTED, keep=0.95))
-    yield Effect(name, "a judge's score below 95% of the positive's", against, kept, DIRTY, "tell", "constructed")
+    kept = tell("planted, filtered", replace(PLANTED, keep=0.85))
+    yield Effect(name, "a judge's score below 85% of the positive's", against, kept, DIRTY, "tell", "constructed")
     masked = tell("planted, masked", PLANTED, Masked(margin=0.1, negatives="own"))
     yield Effect(name, "masked in the loss, margin 0.1", against, masked, DIRTY, "tell", "constructed")
 
