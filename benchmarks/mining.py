@@ -10,7 +10,7 @@ Both in one process, interleaved, one thread. Seconds are processor time, so tha
 run but hardly enters its number; pairs per second are queries x documents over those. `memory` is the rise of a fresh
 process's resident peak while it searches N and 4 N documents of a memory-mapped file.
 
-Data are unit vectors, synthetic: 64 topics, in them clusters of about 244 documents, in a cluster noise of which nine
+Data are unit vectors, synthetic: 64 topics, in them clusters of about 4,000 documents, in a cluster noise of which nine
 tenths lie in 32 directions; queries are drawn from the same clusters. On noise alone no index could find anything.
 """
 
@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 K, QUERIES, DOCS, DIM = 50, 1000, 100_000, 128
-PER_CLUSTER, TOPICS, DIRECTIONS, BLOCK = 244, 64, 32, 50_000
+PER_CLUSTER, TOPICS, DIRECTIONS, BLOCK = 4000, 64, 32, 50_000
 FULL_DIM = 256
 FULL = {"exact": (1_000_000, 100_000), "approximate": (1_000_000, 1_000_000)}  # queries, documents
 KILL_AT = 0.4  # of the windows
