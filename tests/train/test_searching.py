@@ -15,6 +15,7 @@ from omni2vec.train import searching
 from omni2vec.train.gather import Group
 from omni2vec.train.guard import Restart, Signals
 from omni2vec.train.searching import found_share, searched
+from safetensors import safe_open
 
 from ..ranks import run
 
@@ -163,10 +164,13 @@ def test_two_ranks_find_what_one_finds_each_a_window_in_turn(tmp_path, pair, kin
 
 def test_a_window_that_another_rank_wrote_elsewhere_is_told(tmp_path, pair, monkeypatch):
     windows = search(tmp_path, *pair)
+    with safe_open(windows.folder / "000000000000.safetensors", framework="pt") as file:
+        digest = file.metadata()["inputs"]
     monkeypatch.setattr(searching, "_LATE_S", 0.0)
+    searching._wait(windows, digest)
     (windows.folder / "000000000064.safetensors").unlink()
-    with pytest.raises(DataError, match="all need one shared folder"):
-        searching._wait(windows, "whatever")
+    with pytest.raises(DataError, match="000000000064.safetensors: another rank has written it.*one shared folder"):
+        searching._wait(windows, digest)
 
 
 def test_bad_vectors_end_all_ranks_with_their_row(tmp_path, pair):
