@@ -158,6 +158,10 @@ class Run:
     def judged(self, start: int) -> Judgement:
         return Judgement.load(self._path(start, "judged", "safetensors"), start)
 
+    def holding(self, row: int) -> Judgement:
+        """The window that a row is in."""
+        return self.judged(row - row % WINDOW)
+
     def judge(self, miner: Miner, start: int) -> dict[str, list[int]]:
         before = self._told()
         judged = miner.judge(start, self.end(start))
@@ -224,7 +228,7 @@ class Run:
         if not total["rows_written"][0]:
             raise DataError(f"step {self.step.name!r}: no row has a negative, and empty='drop' drops them all")
         cataloguing.write(self.out)
-        mined_report.write(self.out, self.step, choice, total, self.judged, self.teacher.digest)
+        mined_report.write(self.out, self.step, choice, total, self.holding, self.teacher.digest)
         for line in mined_report.doubts(self.step.rules, total):
             log.warning("step %r: %s", self.step.name, line)
         for path in self.out.glob(".mined-*"):  # of a writer that was killed

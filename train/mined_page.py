@@ -85,7 +85,7 @@ def write(
     choice: Choice,
     facts: Mapping[str, Any],
     total: Mapping[str, Sequence[int]],
-    judged: Callable[[int], Judgement],
+    holding: Callable[[int], Judgement],
 ) -> None:
     """Renders the page to `path`, aside and renamed."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -106,7 +106,7 @@ def write(
         behind=facts["candidates_seen"] - facts["candidates_left"] - sum(total["candidates_dropped"]),
         bars=bars,
         lines=[Bound(short(repr(r)), v) for r in step.rules if (v := fixed(r)) is not None],
-        rows=shown(step, choice, judged),
+        rows=shown(step, choice, holding),
     )
     aside = path.with_name(f".{path.name}")
     aside.write_text(page, encoding="utf-8")
@@ -171,17 +171,11 @@ def area(values: Sequence[float], width: float, height: float) -> str:
     return f"M0 {height:.1f} {steps} V{height:.1f}Z"
 
 
-def shown(step: Mine, choice: Choice, judged: Callable[[int], Judgement]) -> list[Row]:
-    from .mining import WINDOW
-
-    count = len(choice.miner.pool.rows)
-    found, windows = [], dict[int, Judgement]()
-    for row in choose(count, SHOWN, step.seed, "mined page"):
-        start = row - row % WINDOW
-        if start not in windows:
-            windows = {start: judged(start)}
-        found.append(_row(step, choice, windows[start], row - start))
-    return found
+def shown(step: Mine, choice: Choice, holding: Callable[[int], Judgement]) -> list[Row]:
+    """Some rows, drawn. holding: the window that a row is in."""
+    rows = choose(len(choice.miner.pool.rows), SHOWN, step.seed, "mined page")
+    windows = ((row, holding(row)) for row in rows)
+    return [_row(step, choice, judged, row - judged.start) for row, judged in windows]
 
 
 def _row(step: Mine, choice: Choice, judged: Judgement, i: int) -> Row:

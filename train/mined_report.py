@@ -19,16 +19,16 @@ _HARSH = 0.95  # of the candidates that one rule dropped
 
 
 def write(
-    out: Path, step: Mine, choice: Choice, total: Totals, judged: Callable[[int], Judgement], teacher: str
+    out: Path, step: Mine, choice: Choice, total: Totals, holding: Callable[[int], Judgement], teacher: str
 ) -> None:
-    """report.json and mined.html."""
+    """report.json and mined.html. holding: the window that a row is in."""
     from . import mined_page
 
     found = facts(step, choice, total, teacher)
     aside = out / ".report.json.part"
     aside.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(out / "report.json")
-    mined_page.write(out / "mined.html", step, choice, found, total, judged)
+    mined_page.write(out / "mined.html", step, choice, found, total, holding)
 
 
 def facts(step: Mine, choice: Choice, total: Totals, teacher: str) -> dict[str, Any]:

@@ -211,17 +211,19 @@ class Choice:
         """The window's rows with their new negatives. counts: what became of them is added to it."""
         pool = self.miner.pool
         begin = int(pool.positive_end[judged.start - 1]) if judged.start else 0
-        for i in range(len(judged)):
-            row = judged.start + i
-            if judged.row[i] != LEFT:
+        picked = [self.chosen(judged, i) if judged.row[i] == LEFT else None for i in range(len(judged))]
+        # Each document once, in the order in which it lies: a source of a thousand shards has few of them open.
+        items = pool.items([p[0] for p in picked if p is not None])
+        for i, chosen in enumerate(picked):
+            if chosen is None:
                 continue  # counted with the rules
-            chosen, cosine, rerank = self.chosen(judged, i)
+            row = judged.start + i
             first = (int(pool.positive_end[row - 1]) if row else 0) - begin
             own = slice(first, int(pool.positive_end[row]) - begin)
-            example = self._example(pool.rows[row], row, judged, own, chosen, cosine, rerank)
-            empty = not len(chosen)
+            example = self._example(pool.rows[row], row, judged, own, chosen, items)
+            empty = not len(chosen[0])
             counts["rows_without"] = counts.get("rows_without", 0) + empty
-            counts["negatives"] = counts.get("negatives", 0) + len(chosen)
+            counts["negatives"] = counts.get("negatives", 0) + len(chosen[0])
             if empty and self.empty == "drop":
                 continue
             counts["rows_written"] = counts.get("rows_written", 0) + 1
@@ -253,10 +255,10 @@ class Choice:
         row: int,
         judged: Judgement,
         own: slice,
-        chosen: Longs,
-        cosine: Floats,
-        rerank: Floats,
+        found: tuple[Longs, Floats, Floats],
+        items: Mapping[int, Item],
     ) -> Example:
+        chosen, cosine, rerank = found
         pool, stays = self.miner.pool, judged.stays[own]
         positives = tuple(item for item, stay in zip(example.positives, stays, strict=True) if stay)
         gone = [item.id for item, stay in zip(example.positives, stays, strict=True) if not stay]
@@ -264,7 +266,7 @@ class Choice:
         fresh = ~np.isin(chosen, old)
         chosen, cosine, rerank = chosen[fresh], cosine[fresh], rerank[fresh]
         before = example.negatives if self.keep else ()
-        negatives = (*before, *(pool.item(int(d))[1] for d in chosen))
+        negatives = (*before, *(items[d] for d in chosen.tolist()))
         scores = carried(example, positives, negatives)
         if self.score:
             known = self.miner.cosines(np.full(len(old), row), old)

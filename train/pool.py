@@ -7,7 +7,7 @@ negative for another.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,12 @@ class Pool:
             before = len(self.others)
         example = self.others[at] if self.others is not None and at < before else self.rows[at - before]
         return example, (*example.positives, *example.negatives)[slot]
+
+    def items(self, some: Sequence[Longs]) -> dict[int, Item]:
+        """Of several lists of documents, each read once, in the order of the rows that have them."""
+        distinct = np.unique(np.concatenate([np.zeros(0, np.int64), *some]))
+        ordered = distinct[np.argsort(self.row[distinct], kind="stable")]
+        return {document: self.item(document)[1] for document in ordered.tolist()}
 
     def prompt(self, document: int) -> Prompted:
         example, item = self.item(document)
