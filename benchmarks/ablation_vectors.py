@@ -221,9 +221,8 @@ def given(data: Pairs, fit: Fit, seed: int) -> np.ndarray | None:
     right = np.array([draw.choice(np.flatnonzero(label == c), asked.count) for c in label])
     wrong = np.where(draw.random(wrong.shape) < asked.planted, right, wrong)
     if asked.rules:
-        judge = trained(data, replace(fit, given=None), 1000 + seed)
         with torch.no_grad():
-            query, own = judge(data.query[:n], data.docs[:n])
+            query, own = judge(data, replace(fit, given=None), seed)(data.query[:n], data.docs[:n])
         positive = (query * own).sum(-1, keepdim=True).numpy()
         score = (query[:, None] * own[wrong]).sum(-1).numpy()
         kept = np.ones(score.shape, bool)
@@ -242,9 +241,8 @@ def clusters(data: Pairs, fit: Fit, seed: int) -> np.ndarray | None:
 
     size, skip, neighbours = fit.clusters
     n = data.train
-    teacher = trained(data, replace(fit, clusters=()), 1000 + seed)
     with torch.no_grad():
-        query, docs = teacher(data.query[:n], data.docs[:n])
+        query, docs = judge(data, replace(fit, clusters=()), seed)(data.query[:n], data.docs[:n])
     own, none = np.arange(n), np.zeros(n, np.int64)
     answers = Answers(own, own, own, none, none, own + 1, own)
     edges = mutual(ranked(query, docs, answers, skip, neighbours), answers)
@@ -299,3 +297,15 @@ def trained(data: Pairs, fit: Fit, seed: int) -> Towers:
     model = Towers(data, fit, seed)
     train(model, data, fit, seed)
     return model
+
+
+_JUDGES: dict[tuple[Fit, int], Towers] = {}
+
+
+def judge(data: Pairs, fit: Fit, seed: int) -> Towers:
+    """Another training of `fit`, kept for the trials of this seed that ask for the same."""
+    key = (fit, 1000 + seed)
+    if key not in _JUDGES:
+        _JUDGES.clear()
+        _JUDGES[key] = trained(data, *key)
+    return _JUDGES[key]

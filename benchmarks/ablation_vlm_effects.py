@@ -60,7 +60,7 @@ TOLD = (Drawn("tell", "test", 500), Drawn("graded", "test", 500))
 
 
 def tell(name: str, source: Drawn, *objectives: object, negatives: int = 3) -> Vlm:
-    part = Part((Share(source, negatives=negatives),), objectives or (OWN,), steps=80, rate=5e-4)
+    part = Part((Share(source, negatives=negatives),), objectives or (OWN,), steps=60, rate=5e-4)
     return Vlm(f"tell, {name}", (BEFORE, part), TOLD)
 
 
@@ -86,8 +86,6 @@ def soft_labels() -> Iterator[Effect]:
     arm = tell("soft labels", TELL, OWN, soft)
     yield Effect(name, words, "InfoNCE alone", arm, CLEAN, "graded", "constructed")
     yield Effect(name, words, "InfoNCE alone", arm, CLEAN, "tell", "constructed")
-    rescued = tell("planted, soft labels", PLANTED, OWN, soft)
-    yield Effect(name, f"{words}, planted", "InfoNCE alone, planted", rescued, DIRTY, "tell", "constructed")
 
 
 # Four tasks in one stage; negatives of all sources, so that the three ways differ only in who meets whom.
