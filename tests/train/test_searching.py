@@ -9,7 +9,7 @@ import pytest
 import torch
 from omni2vec.data.types import DataError
 from omni2vec.eval.approximate import Approximate
-from omni2vec.eval.matrix import write
+from omni2vec.eval.matrix import Mapped, write
 from omni2vec.eval.nearest import Exact, nearest
 from omni2vec.train import searching
 from omni2vec.train.gather import Group
@@ -136,18 +136,20 @@ def test_killed_and_started_again_it_is_equal_to_one_that_was_not(tmp_path, pair
     on_disk(tmp_path, *pair)
     env = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RESULT")}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "killed"), kind]
-    assert subprocess.run([*command, "3"], env=env, check=False).returncode == -9
+    command = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "killed"), kind, "3"]
+    assert subprocess.run(command, env=env, check=False).returncode == -9
     folder = tmp_path / "killed" / searching.FOLDER
     there = sorted(p.name for p in folder.glob("*.safetensors"))
     assert there == ["000000000000.safetensors", "000000000064.safetensors"]
     times = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
-    assert subprocess.run([*command, "0"], env=env, check=False).returncode == 0
-    assert all((folder / name).stat().st_mtime_ns == times[name] for name in there)
     how = Exact() if kind == "exact" else Approximate(lists=16, probes=4, train_rows=1024)
-    straight = search(tmp_path / "straight", *pair, how=how)
-    assert same(whole(searching.Windows(folder, 300, K, 64)), whole(straight))
-    assert not list(folder.glob(".*safetensors.part"))
+    resumed = search(
+        tmp_path / "killed", *(Mapped(tmp_path / f"{name}.safetensors") for name in ("query", "docs")), how
+    )
+    kept = there if kind == "exact" else [*there, "index.faiss"]
+    assert all((folder / name).stat().st_mtime_ns == times[name] for name in kept)
+    assert same(whole(resumed), whole(search(tmp_path / "straight", *pair, how=how)))
+    assert not list(folder.glob(".*.part"))
 
 
 @pytest.mark.parametrize("kind", ["exact", "approximate"])
@@ -169,7 +171,7 @@ def test_a_window_that_another_rank_wrote_elsewhere_is_told(tmp_path, pair, monk
     monkeypatch.setattr(searching, "_LATE_S", 0.0)
     searching._wait(windows, digest)
     (windows.folder / "000000000064.safetensors").unlink()
-    with pytest.raises(DataError, match="000000000064.safetensors: another rank has written it.*one shared folder"):
+    with pytest.raises(DataError, match=r"000000000064\.safetensors: another rank has written it.*one shared folder"):
         searching._wait(windows, digest)
 
 
