@@ -66,7 +66,7 @@ class Approximate:
         if rows < max(lists, 64):
             raise DataError(
                 f"Approximate: {rows:,} of {count:,} documents to learn {lists:,} lists from; raise train_rows or "
-                "lower lists; below some 10,000 documents Exact() is as fast"
+                "lower lists, or search so few documents with Exact()"
             )
         return Approximate(lists, code, min(self.probes, lists), rows, self.rescore, self.seed)
 
