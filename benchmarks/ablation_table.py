@@ -52,7 +52,7 @@ class Effect:
     value: str
     kind: Kind
     of_control: str = ""  # the control's value, where it has another name
-    note: str = ""
+    score: str = ""  # what the value is, where its name does not say
 
     @property
     def bed(self) -> str:
@@ -176,7 +176,7 @@ def rows(results: Sequence[Found]) -> Iterator[dict[str, Any]]:
             "kind": e.kind,
             "arm": e.change,
             "control": e.against,
-            "value": e.value,
+            "score": e.score or e.value,
             "seeds": len(r.arms),
             "arm_mean": _round(np.mean(r.arms)) if r.arms else None,
             "control_mean": _round(np.mean(r.controls)) if r.arms else None,
@@ -184,7 +184,6 @@ def rows(results: Sequence[Found]) -> Iterator[dict[str, Any]]:
             "standard_error": _round(r.error) if len(r.arms) > 1 else None,
             "verdict": r.verdict,
             "differences": [_round(d) for d in r.differences],
-            **({"note": e.note} if e.note else {}),
         }
 
 
@@ -198,7 +197,7 @@ def table(results: Sequence[Found]) -> Iterator[str]:
         change = f"{r.mean:+.1f} ± {r.error:.1f}" if len(r.arms) > 1 else "–"
         verdict = f"**{r.verdict}**" if r.verdict.startswith("shown") else r.verdict
         yield (
-            f"| {e.technique} | {e.change} | {e.against} | {e.value} | {control} | {change} | {len(r.arms)} | "
+            f"| {e.technique} | {e.change} | {e.against} | {e.score or e.value} | {control} | {change} | {len(r.arms)} | "
             f"{e.kind} | {verdict} |"
         )
 

@@ -221,8 +221,9 @@ def given(data: Pairs, fit: Fit, seed: int) -> np.ndarray | None:
     right = np.array([draw.choice(np.flatnonzero(label == c), asked.count) for c in label])
     wrong = np.where(draw.random(wrong.shape) < asked.planted, right, wrong)
     if asked.rules:
+        model = judge(data, replace(fit, given=None), seed)
         with torch.no_grad():
-            query, own = judge(data, replace(fit, given=None), seed)(data.query[:n], data.docs[:n])
+            query, own = model(data.query[:n], data.docs[:n])
         positive = (query * own).sum(-1, keepdim=True).numpy()
         score = (query[:, None] * own[wrong]).sum(-1).numpy()
         kept = np.ones(score.shape, bool)
@@ -241,8 +242,9 @@ def clusters(data: Pairs, fit: Fit, seed: int) -> np.ndarray | None:
 
     size, skip, neighbours = fit.clusters
     n = data.train
+    model = judge(data, replace(fit, clusters=()), seed)
     with torch.no_grad():
-        query, docs = judge(data, replace(fit, clusters=()), seed)(data.query[:n], data.docs[:n])
+        query, docs = model(data.query[:n], data.docs[:n])
     own, none = np.arange(n), np.zeros(n, np.int64)
     answers = Answers(own, own, own, none, none, own + 1, own)
     edges = mutual(ranked(query, docs, answers, skip, neighbours), answers)

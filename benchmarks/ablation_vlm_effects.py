@@ -125,7 +125,7 @@ def merging() -> Iterator[Effect]:
     for rule in ("mean", "slerp"):
         for of_control, against in (("second: mean", "the second stage"), ("mean", "the first stage")):
             change = f"stages 1 and 2 merged ({rule})"
-            yield Effect("stage merge", change, against, trial, trial, f"{rule}: mean", "natural", of_control)
+            yield Effect("stage merge", change, against, trial, trial, f"{rule}: mean", "natural", of_control, "mean")
 
 
 def graded() -> Iterator[Effect]:
