@@ -254,7 +254,9 @@ def main(given: argparse.Namespace) -> None:
         result[f"full_{given.full}"] = full(given.full, given.threads, given.scale, given.folder)
     else:
         result |= quick(given.threads)
-    record("mining", result)
+    if given.note:
+        result["note"] = given.note
+    record("mining", result | {"threads": given.threads})
 
 
 if __name__ == "__main__":
@@ -264,6 +266,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="of the counts above 100,000, to estimate the time")
     parser.add_argument("--record", action="store_true", help="write docs/results/mining.json; keeps parts not run")
+    parser.add_argument("--note", help="what a reader of the record should know of the machine")
     parser.add_argument("--folder", type=Path, help="where temporary files go")
     parser.add_argument("--side", choices=["memory", *FULL], help=argparse.SUPPRESS)
     parser.add_argument("--queries", type=int, default=0, help=argparse.SUPPRESS)
