@@ -46,27 +46,40 @@ def merge(
     adapter of that rank (truncated SVD; the record says what share of the norm is lost). Raises DataError for models
     that are unlike, naming the first tensor that differs.
     """
-    aside = out.with_name(out.name + ".partial")
+    aside, old = _beside(out, "partial"), _beside(out, "old")
+    if old.exists() and not out.exists():  # killed between the two renames
+        old.rename(out)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    found = fill(
-        aside,
-        models,
-        rule,
-        base=base,
-        dtype=dtype,
-        rank=rank,
-        block_bytes=block_bytes,
-        shard_bytes=shard_bytes,
-        label=f"merging {len(models)} models",
-    )
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    aside.rename(out)
+    try:
+        aside.mkdir(parents=True)
+        found = fill(
+            aside,
+            models,
+            rule,
+            base=base,
+            dtype=dtype,
+            rank=rank,
+            block_bytes=block_bytes,
+            shard_bytes=shard_bytes,
+            label=f"merging {len(models)} models",
+        )
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
+        aside.rename(out)
+    except OSError as error:
+        raise DataError(
+            f"{out}: not merged ({error}); is the disk full, or is it a place that may not be read or written?"
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return found
+
+
+def _beside(out: Path, kind: str) -> Path:
+    """Hidden, since someone may well keep a model in `merged.old`, and merge that."""
+    return out.with_name(f".{out.name}.{kind}")
 
 
 def fill(

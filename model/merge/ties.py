@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...data.types import DataError
-from .types import Block, Look, Rule, Scope, deltas, each
+from .types import Block, Look, Rule, Scope, deltas, each, shares
 
 _BUCKETS = 1 << 16  # of the upper 15 bits of a magnitude, then of the lower 16
 
@@ -45,8 +45,8 @@ class Ties(Rule):
     def check(self, count: int) -> None:
         if not 0 < self.density <= 1:
             raise DataError(f"ties density={self.density}: expected a share above 0, 1 at most")
-        if any(w < 0 for w in each(self.weights, count, "weights")):
-            raise DataError(f"ties weights={self.weights}: expected numbers of 0 or more")
+        shares(self.weights, count, "ties weights")
+        each((self.scale,), count, "ties scale")
 
     def look(self, count: int, based: bool) -> Look:
         return Edges(self.density, count)

@@ -112,7 +112,10 @@ def combine(block: Block, coefficients: Sequence[float]) -> Tensor:
 
 
 def each(values: Sequence[float], count: int, what: str) -> tuple[float, ...]:
-    """One number a model, given one each or one for all. Raises DataError for any other number of them."""
+    """One number a model, given one each or one for all. Raises DataError for any other number of them, and for one
+    that is not finite."""
+    if not all(math.isfinite(v) for v in values):
+        raise DataError(f"{what}={tuple(values)}: expected finite numbers")
     if len(values) == count:
         return tuple(float(v) for v in values)
     if len(values) == 1:

@@ -339,3 +339,46 @@ def test_settings_that_change_no_vector_are_told(tmp_path):
     paths = [moved(1, Learned(20.0)).save(tmp_path / "1"), moved(2, Learned(30.0)).save(tmp_path / "2")]
     record = merge(tmp_path / "out", paths, Average())
     assert any(line.startswith("scale differs in") for line in record["told"])
+
+
+@pytest.mark.parametrize("kind", ["old", "partial"])
+def test_folders_that_only_look_like_leftovers_are_models_like_any(kind, three, tmp_path):
+    mine = three[1].rename(tmp_path / f"out.{kind}")
+    merge(tmp_path / "out", (mine, three[2]), Average())
+    merge(tmp_path / "out", (mine, three[2]), Weighted((1.0, 0.0)))
+    assert torch.equal(weights(tmp_path / "out")["c.bias"], weights(mine)["c.bias"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["base", "out", mine.name, three[2].name])
+
+
+def test_what_is_refused_leaves_nothing_and_the_old_output_stays(three, tmp_path):
+    merge(tmp_path / "out", three[1:], Average())
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+    save_file(weights(three[2]) | {"c.bias": torch.full((13,), math.nan)}, three[2] / "model.safetensors")
+    with pytest.raises(DataError, match="not finite"):
+        merge(tmp_path / "out", three[1:], Average())
+    assert (tmp_path / "out/model.safetensors").read_bytes() == before
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_an_output_moved_aside_by_a_killed_merge_comes_back(three, tmp_path):
+    merge(tmp_path / "out", three[1:], Average())
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    with pytest.raises(DataError, match="two or more"):
+        merge(tmp_path / "out", three[1:2], Average())
+    assert (tmp_path / "out/model.safetensors").is_file()
+
+
+def test_a_place_that_cannot_be_written_is_named(three, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match=r"out: not merged .*Not a directory"):
+        merge(tmp_path / "file/out", three[1:], Average())
+
+
+@pytest.mark.parametrize(
+    "rule, says",
+    [(TaskArithmetic((math.nan,)), "finite"), (Ties(scale=math.inf), "finite"), (Dare(scales=(math.inf,)), "finite"),
+     (Ties(weights=(0.0,)), "one above 0")],
+)  # fmt: skip
+def test_numbers_that_no_merge_can_have_are_named_as_such(rule, says, three, tmp_path):
+    with pytest.raises(DataError, match=says):
+        merge(tmp_path / "out", three[1:], rule, base=three[0])
