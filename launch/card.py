@@ -153,8 +153,8 @@ def _facts(embedder: Embedder, about: About) -> list[tuple[str, str]]:
 
 
 def _dimensions(embedder: Embedder) -> str:
-    trained = embedder.settings.matryoshka
-    cut = f"; may be cut to {', '.join(map(str, sorted(trained)))} and normalised again" if trained else ""
+    trained = embedder.prefixes
+    cut = f"; may be cut to {', '.join(map(str, trained))} and normalised again" if trained else ""
     return f"{embedder.dim:,}{cut}"
 
 

@@ -132,8 +132,8 @@ def _config(embedder: Embedder, path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     settings = embedder.settings
     config.pop("auto_map", None)  # of code that is not in this folder
-    if settings.matryoshka:
-        config |= {"is_matryoshka": True, "matryoshka_dimensions": sorted(settings.matryoshka)}  # vLLM
+    if embedder.prefixes:
+        config |= {"is_matryoshka": True, "matryoshka_dimensions": list(embedder.prefixes)}  # vLLM
     natural = _natural(embedder)
     for part in (config, config.get("text_config")):
         if part is None:

@@ -6,10 +6,14 @@ vectors; nothing divides by their length, which an index of bytes does not hold.
 
 from __future__ import annotations
 
+import math
+from typing import Literal, get_args
+
 import numpy as np
 import torch
 from torch import Tensor
 
+Stored = Literal["float", "int8", "binary"]
 _SAMPLE = 1 << 18  # numbers that a step is fitted to: enough for three digits, and quick enough for every update
 _EXACT = 1024  # dimensions whose products float32 sums without rounding: 127**2 * 1024 < 2**24
 
@@ -53,6 +57,24 @@ def binary(vectors: Tensor) -> Tensor:
     return (bits << torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)).sum(2, dtype=torch.uint8)
 
 
+def check(precision: Stored, step: float | None) -> None:
+    """Raises ValueError for a precision that there is not, and for int8 where no step was learned."""
+    if precision not in get_args(Stored):
+        raise ValueError(f"precision={precision!r}; expected one of {', '.join(map(repr, get_args(Stored)))}")
+    if precision == "int8" and step is None:
+        raise ValueError(
+            "precision='int8': this embedder has learned no step; train it with Quantised (an objective), or take one "
+            "from vectors: omni2vec.model.codes.calibrated"
+        )
+
+
+def stored(vectors: Tensor, precision: Stored, step: float | None) -> Tensor:
+    """Vectors (n, D) as they are to be stored."""
+    if precision == "float":
+        return vectors
+    return binary(vectors) if precision == "binary" else int8(vectors, step or 0.0)
+
+
 def similar(a: Tensor, b: Tensor) -> Tensor:
     """Codes (n, ...) and (m, ...) of one kind -> (n, m) int32, higher for nearer, exact.
 
@@ -75,12 +97,13 @@ def similar(a: Tensor, b: Tensor) -> Tensor:
 
 def calibrated(*vectors: Tensor, bits: int = 8) -> Tensor:
     """A step for vectors (n, D) where none was learned: the one of least squared error, of 48 from the largest number
-    down to a sixteenth of it, (1,). Fitted to at most 2**18 numbers each, of rows evenly spaced; 1 for zeros alone."""
+    down to a sixteenth of it, (1,). Fitted to at most 2**18 numbers each, of rows evenly spaced; 1 for zeros alone, and for what is
+    not finite, which rounding leaves as it is."""
     most = top(bits)
     found = [v.detach()[:: max(-(-v.numel() // _SAMPLE), 1)].flatten() for v in vectors]
     sample = torch.cat(found)
     largest = float(sample.abs().amax()) if len(sample) else 0.0
-    if not largest:
+    if not 0 < largest < math.inf:
         return torch.ones(1, dtype=vectors[0].dtype, device=vectors[0].device)
     steps = (largest / most * np.geomspace(1.0, 1 / 16, 48)).tolist()
     errors = [float((sample - levels(sample, s, bits) * s).square().mean()) for s in steps]

@@ -6,21 +6,20 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.types import Item, Limits, Prompted, Side
-from . import inner, pool, terms
+from . import codes, inner, pool, terms
+from .codes import Stored as Stored
 from .template import Template
 from .terms import LocalTerms as LocalTerms
 from .terms import StateTerms as StateTerms
 from .tokens import names
 from .types import Attention, Backbone, Encoded, Format, Inputs, Towers
-
-Stored = Literal["float", "int8", "binary"]
 
 
 @dataclass(frozen=True)
@@ -157,9 +156,19 @@ class Embedder(nn.Module):
         return self.base.width
 
     @property
+    def size(self) -> int:
+        """Components of whole vectors, which are trained."""
+        return self.settings.projection or self.width
+
+    @property
     def dim(self) -> int:
         """Components of the vectors given out."""
-        return self.settings.dim or self.settings.projection or self.width
+        return self.settings.dim or self.size
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Sizes to which the vectors given out may be cut, smallest first: those trained for, up to `dim`."""
+        return tuple(sorted(d for d in self.settings.matryoshka if d <= self.dim))
 
     @property
     def limits(self) -> Limits:
@@ -187,9 +196,7 @@ class Embedder(nn.Module):
     def _step_of(self, dim: int) -> float | None:
         if self.log_step is None:
             return None
-        from .codes import step_at
-
-        return float(step_at(self.log_step.detach().double().exp(), self.settings.projection or self.width, dim))
+        return float(codes.step_at(self.log_step.detach().double().exp(), self.size, dim))
 
     @property
     def blocks(self) -> int:
@@ -321,7 +328,7 @@ class Embedder(nn.Module):
         """
         from .encode import as_items, encode
 
-        self._check_stored(precision)
+        codes.check(precision, self.step)
         items, single = as_items(inputs)
         label = "embedding" if progress or (progress is None and len(items) > 256) else ""
         out = encode(self, self.prompts(items, side, instruction), progress=label, tokens=tokens)
@@ -329,26 +336,8 @@ class Embedder(nn.Module):
             if not 1 <= dim <= self.dim:
                 raise ValueError(f"dim={dim}: vectors have {self.dim} components; give 1 to {self.dim}")
             out = cut(out, dim)
-        out = self._stored(out, precision)
+        out = codes.stored(out, precision, self._step_of(out.shape[1]))
         return out[0] if single else out
-
-    def _check_stored(self, precision: Stored) -> None:
-        if precision not in get_args(Stored):
-            raise ValueError(f"precision={precision!r}; expected one of {', '.join(map(repr, get_args(Stored)))}")
-        if precision == "int8" and self.log_step is None:
-            raise ValueError(
-                "precision='int8': this embedder has learned no step; train it with Quantised (Stage(int8=True)), or "
-                "take one from vectors: omni2vec.model.codes.calibrated"
-            )
-
-    def _stored(self, vectors: Tensor, precision: Stored) -> Tensor:
-        if precision == "float":
-            return vectors
-        from . import codes
-
-        step = self._step_of(vectors.shape[1])
-        stored: Tensor = codes.binary(vectors) if precision == "binary" else codes.int8(vectors, step or 0.0)
-        return stored
 
 
 def remade(

@@ -18,6 +18,7 @@ from ..data.relation import Relation, of_queries
 from .asked import Asked
 from .loss import Bound, nested
 from .objectives.infonce import InfoNCE
+from .objectives.rowwise import Rowwise
 from .objectives.types import Contrastive
 
 NAN = float("nan")
@@ -133,10 +134,11 @@ def look(
 
 def task_of(bounds: Sequence[Bound]) -> tuple[frozenset[int], InfoNCE]:
     """The sources (by index) that have an in-batch task at all, and the InfoNCE that says what counts in it: the first
-    one, or the default where another contrastive objective is in its place."""
+    one, or one of the fields of the first row-wise objective, or the default where there is neither."""
     inner = [(b.groups, tuple(nested(o))) for b in bounds for o in b.objectives]
     groups = frozenset(g for of, os in inner if isinstance(os[-1], Contrastive) for g in of)
-    return groups, next((o for _, os in inner for o in os if isinstance(o, InfoNCE)), InfoNCE())
+    told = next((o for _, os in inner for o in os if isinstance(o, InfoNCE | Rowwise)), InfoNCE())
+    return groups, told if isinstance(told, InfoNCE) else told.options
 
 
 def uniformity(vectors: Tensor) -> float:

@@ -41,12 +41,14 @@ class Bound:
     name: str
     objectives: tuple[Objective, ...]
     groups: frozenset[int]
+    given: tuple[Objective, ...] = ()  # as the recipe has them, where opening made others of them
 
     def labelled(self) -> Iterator[tuple[str, Objective]]:
-        """Every objective under a name of its own: of two of one kind, the second ends with "-2"."""
+        """Every objective under a name of its own, by its kind in the recipe: of two of one kind, the second ends with
+        "-2"."""
         seen: Counter[str] = Counter()
-        for objective in self.objectives:
-            name = f"{self.name}/{'.'.join(type(o).__name__.lower() for o in nested(objective))}"
+        for told, objective in zip(self.given or self.objectives, self.objectives, strict=True):
+            name = f"{self.name}/{'.'.join(type(o).__name__.lower() for o in nested(told))}"
             seen[name] += 1
             yield (name if seen[name] == 1 else f"{name}-{seen[name]}"), objective
 

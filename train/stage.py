@@ -24,7 +24,7 @@ from .loss import Bound, nested, opened
 from .monitor import Wandb
 from .objectives.infonce import InfoNCE
 from .objectives.matryoshka import Matryoshka
-from .objectives.types import Contrastive, Objective, Stepped
+from .objectives.types import Contrastive, Layered, Objective, Stepped
 from .optim import AdamW
 from .resume import State
 from .step import Memory
@@ -62,12 +62,12 @@ class Stage:
     temperature: of the contrastive objectives, which may follow the stage's progress; None leaves it to `scale`, its
     inverse. scale, pooling, attention, mask_instruction (leave it out of a mean), tokens (of the embedding, at the tail
     of every prompt: model/tokens.py), limits: of the embedder, None as it is. An objective on int8 vectors gives it a
-    step to learn, and one on prefixes is recorded in its settings. chunk_tokens: tokens of a packed row, "auto" to measure what fits. memory: see train/step.py; "auto" is the
-    fastest that fits memory_gb (0: half of what is free). clip: greatest gradient norm. keep, keep_best: newest, and
-    best-scored, checkpoints kept; take: which weights are the output. precision: see train/precision.py. zero: how
-    the state is split over the ranks; None is whole weights on each. compile: torch.compile, block by block. checkup:
-    how often the vectors are looked at. stall_s: seconds without progress until a rank is said to hang; 0 is ten times
-    a step, at least five minutes.
+    step to learn, and the prefixes of one on prefixes are recorded in its settings. chunk_tokens: tokens of a packed
+    row, "auto" to measure what fits. memory: see train/step.py; "auto" is the fastest that fits memory_gb (0: half of
+    what is free). clip: greatest gradient norm. keep, keep_best: newest, and best-scored, checkpoints kept; take: which
+    weights are the output. precision: see train/precision.py. zero: how the state is split over the ranks; None is
+    whole weights on each. compile: torch.compile, block by block. checkup: how often the vectors are looked at.
+    stall_s: seconds without progress until a rank is said to hang; 0 is ten times a step, at least five minutes.
     """
 
     resumes = True  # after a kill, `make` finds its checkpoints
@@ -200,15 +200,17 @@ class Stage:
                 name,
                 tuple(o if where is None else opened(o, where) for o in objectives),
                 frozenset(i for i, f in enumerate(self.feeds) if f.objective == name),
+                tuple(objectives),
             )
             for name, objectives in self.objectives.items()
         )
 
     def _each(self) -> Iterator[Objective]:
-        """Every objective, and those inside it."""
+        """Every objective on the embedder's own vectors, and those inside it."""
         for objectives in self.objectives.values():
             for objective in objectives:
-                yield from nested(objective)
+                if not isinstance(objective, Layered):  # what an inner layer learns, the output does not give
+                    yield from nested(objective)
 
     def _prefixes(self, whole: int) -> tuple[int, ...]:
         """The sizes that vectors are trained for, largest first; none where no objective cuts them."""
@@ -248,12 +250,12 @@ class Stage:
             attention=old.attention if self.attention is None else self.attention,
             mask_instruction=old.mask_instruction if self.mask_instruction is None else self.mask_instruction,
             int8=old.int8 or any(isinstance(o, Stepped) and o.stepped for o in self._each()),
-            matryoshka=self._prefixes(embedder.dim) or old.matryoshka,
+            matryoshka=self._prefixes(embedder.size) or old.matryoshka,
             limits=replace(old.limits if self.limits is None else self.limits, draft=False),  # a draft is for training
         )
         if settings != old:
             embedder = remade(embedder, settings, embedder.adapter)
-        if self.tokens and self.tokens != embedder.settings.tokens:
+        if self.tokens is not None and self.tokens != embedder.settings.tokens:
             embedder = with_tokens(embedder if self.lora is None else merged(embedder), self.tokens)
         if self.lora is not None:
             embedder = merged(embedder)

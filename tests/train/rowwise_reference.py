@@ -109,7 +109,8 @@ def reference(
     assert isinstance(o.of, Rowwise)
     losses = row_losses(o.of, examples, *operands, progress)
     some = losses.detach() > 0
-    raised = losses.detach()[some] ** at(o.kappa, progress)
+    costs = losses.detach()[some]
+    raised = costs.clamp(min=o.floor * float(costs.mean())) ** at(o.kappa, progress)
     weights = torch.ones_like(losses.detach())
     weights[some] = raised / raised.mean()
     return (weights * losses).sum(), count

@@ -73,9 +73,9 @@ def test_a_recipe_judges_embeds_and_trains_on_both_and_the_words(folder, tmp_pat
         made[step.name] = out
     losses = [r["losses"] for r in read_log(tmp_path / "train/log.jsonl") if "losses" in r]
     assert len(losses) == 3
-    assert {name for step in losses for name in step} == {f"soft/{n}" for n in ("infonce", "softlabel", "taught")} | {
-        "asked/nexttoken"
-    }
+    assert {name for step in losses for name in step} == {
+        f"soft/{n}" for n in ("infonce", "softlabel", "similarity")
+    } | {"asked/nexttoken"}
     assert all(0 < value < 100 for step in losses for name, value in step.items() if name != "soft/softlabel")
     assert json.loads((tmp_path / "judge/report.json").read_text())["pairs"] == 2 * ROWS
 

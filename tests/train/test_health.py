@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from omni2vec.data.relation import Relation, of_queries
 from omni2vec.data.types import Clock, Example
 from omni2vec.train.health import Checkup, effective_rank, look, task_of, uniformity
+from omni2vec.train.objectives.focal import Focal
 from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.matryoshka import Matryoshka
 from omni2vec.train.objectives.next_token import NextToken
 from omni2vec.train.step import Bound
 from torch import Tensor
@@ -185,6 +187,8 @@ def test_the_in_batch_task_is_that_of_sources_with_a_contrastive_objective() -> 
     bounds = [Bound("words", (NextToken(),), frozenset({0})), Bound("web", (NextToken(), own), frozenset({1, 2}))]
     assert task_of(bounds) == (frozenset({1, 2}), own)
     assert task_of(bounds[:1]) == (frozenset(), InfoNCE())
+    focal = Bound("web", (Matryoshka(Focal(mask_labels=True, negatives="own")),), frozenset({0}))
+    assert task_of([focal]) == (frozenset({0}), InfoNCE(mask_labels=True, negatives="own"))
 
 
 def test_nothing_to_find_is_no_number_and_no_error() -> None:

@@ -13,9 +13,11 @@ from omni2vec.train.objectives.above import Above
 from omni2vec.train.objectives.at_layer import AtLayer
 from omni2vec.train.objectives.cosent import CoSENT
 from omni2vec.train.objectives.infonce import InfoNCE
+from omni2vec.train.objectives.next_token import NextToken
 from omni2vec.train.objectives.pearson import Pearson
 from omni2vec.train.objectives.pro import PRO
 from omni2vec.train.objectives.rank_kl import RankKL, ranks
+from omni2vec.train.objectives.soft_label import SoftLabel
 from omni2vec.train.objectives.types import Contrastive, NoScoreError, Pairwise
 from torch import Tensor
 
@@ -283,6 +285,15 @@ def test_a_row_without_the_score_is_named() -> None:
         assert error.value.query == (1 if o.name == "label" else 0)
 
 
+def test_a_row_above_that_lacks_what_the_inner_objective_goes_by_is_named() -> None:
+    relation = scored("0.1 0.9 0.95")
+    relation.scores["rerank"] = torch.where(relation.owner == 2, torch.nan, 1.0)  # type: ignore[index]
+    operands = vectors(relation)
+    with pytest.raises(NoScoreError) as error:
+        Above(SoftLabel()).contrast(operands[0], operands[1], relation, operands[2], CLOCK)
+    assert error.value.query == 2
+
+
 def test_the_row_of_highest_label_alone_has_no_negatives_from_below() -> None:
     """One row left, without hard negatives: nothing to tell it from."""
     relation = Relation.of([row("q0", "d0"), row("q1", "d1")], ["a"])
@@ -312,6 +323,10 @@ def test_ranks_divide_above_as_one_process_computes_it(inner: Contrastive | Pair
         (lambda: RankKL(temperature=-1), "RankKL: temperature=-1"),
         (lambda: PRO(ties=-0.1), "PRO: ties=-0.1"),
         (lambda: Above("infonce"), "Above: of='infonce'"),  # type: ignore[arg-type]
+        (lambda: AtLayer(AtLayer(InfoNCE(), 1), 2), "asks for an inner layer"),
+        (lambda: AtLayer(NextToken()), "AtLayer: of=NextToken"),  # type: ignore[arg-type]
+        (lambda: AtLayer(InfoNCE(), layer="top"), "layer='top'; expected 'middle'"),  # type: ignore[arg-type]
+        (lambda: AtLayer(InfoNCE(), layer=0), "layer=0; expected 'middle'"),
         (lambda: Above(AtLayer(InfoNCE())), "asks for an inner layer; wrap the other way round, Above inside it"),
     ],
 )

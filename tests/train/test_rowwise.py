@@ -293,7 +293,7 @@ def test_soft_cse_takes_one_negative_alone_and_one_that_is_the_query(by: Any) ->
 def test_progressive_weights_add_up_and_follow_the_power_of_the_loss() -> None:
     losses = torch.tensor([0.0, 1.0, 4.0, 0.25], dtype=torch.float64)
     for kappa in (-2.0, -0.5, 0.0, 0.5, 3.0):
-        weights = Progressive(InfoNCE(), kappa=kappa).weights(losses, CLOCK)
+        weights = Progressive(InfoNCE(), kappa=kappa, floor=0.0).weights(losses, CLOCK)
         assert float(weights.sum()) == pytest.approx(4, rel=1e-12)
         assert float(weights[0]) == 1
         assert (weights[2] / weights[1]).item() == pytest.approx(4**kappa, rel=1e-12)
@@ -302,7 +302,20 @@ def test_progressive_weights_add_up_and_follow_the_power_of_the_loss() -> None:
         clock = Clock(step=0, progress=progress, seed=0)
         wanted = Progressive(InfoNCE(), kappa=kappa).weights(losses, CLOCK)
         assert torch.equal(ramp.weights(losses, clock), wanted)
-    assert Progressive(InfoNCE(), kappa=-8.0).weights(torch.tensor([1e-38, 1e38]), CLOCK).isfinite().all()
+    bare = Progressive(InfoNCE(), kappa=-8.0, floor=0.0)
+    assert bare.weights(torch.tensor([1e-38, 1e38]), CLOCK).isfinite().all()
+
+
+def test_one_row_that_is_learned_does_not_take_the_weight_of_a_batch() -> None:
+    losses = torch.cat([torch.full((62,), 0.5), torch.tensor([1e-12, 2.0])])
+    alone = Progressive(InfoNCE(), kappa=-0.5, floor=0.0).weights(losses, CLOCK)
+    assert float(alone[-2]) > 63.9
+    weights = Progressive(InfoNCE(), kappa=-0.5).weights(losses, CLOCK)
+    mean = float(losses.mean())
+    assert float(weights.sum()) == pytest.approx(64, rel=1e-6)
+    assert float(weights[-2] / weights[0]) == pytest.approx((0.1 * mean / 0.5) ** -0.5, rel=1e-5)
+    with pytest.raises(ValueError, match="floor=2"):
+        Progressive(InfoNCE(), floor=2)
 
 
 def test_progressive_gradients_are_those_of_each_query_times_its_weight() -> None:

@@ -9,6 +9,7 @@ from omni2vec.data.mix import Feed
 from omni2vec.data.shards import write_shards
 from omni2vec.data.sources import Shards
 from omni2vec.data.types import DataError, Item
+from omni2vec.model.embedder import remade
 from omni2vec.train.objectives.at_layer import AtLayer
 from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.matryoshka import Matryoshka
@@ -77,3 +78,25 @@ def test_states_without_embedding_tokens_and_scores_that_rows_lack_say_what_to_d
         stage(folder, SoftLabel(score="judge")).make(tmp_path, nowhere)
     with pytest.raises(ValueError, match="layer 9: expected 1 to"):
         stage(folder, AtLayer(InfoNCE(), layer=9)).make(tmp_path, nowhere)
+
+
+def test_what_an_inner_layer_learns_is_no_setting_of_the_output(folder):
+    inner = AtLayer(Quantised(Matryoshka(InfoNCE(), dims=(0, 16), weights=(1.0, 0.5))))
+    settings = stage(folder, InfoNCE(), inner).load(nowhere).settings
+    assert (settings.int8, settings.matryoshka) == (False, ())
+
+
+def test_prefixes_are_of_whole_vectors_and_those_within_the_size_are_offered(folder, tmp_path):
+    short = remade(tiny(), replace(tiny().settings, dim=16), None)
+    short.save(tmp_path / "short")
+    matryoshka = Matryoshka(InfoNCE(), dims=(0, 16, 8), weights=(1.0, 0.5, 0.5))
+    made = replace(stage(folder, matryoshka), model=str(tmp_path / "short")).load(nowhere)
+    assert made.settings.matryoshka == (short.size, 16, 8)
+    assert (made.dim, made.prefixes) == (16, (8, 16))
+
+
+def test_tokens_that_a_model_has_cannot_be_asked_away(folder, tmp_path):
+    stage(folder, InfoNCE(), tokens=2).load(nowhere).save(tmp_path / "tokens")
+    again = replace(stage(folder, InfoNCE(), tokens=0), model=str(tmp_path / "tokens"))
+    with pytest.raises(ValueError, match="tokens=0: this embedder has 2 embedding tokens"):
+        again.load(nowhere)

@@ -5,6 +5,8 @@ Rows below are out altogether: a pair of low score is no answer, yet often too n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,7 +16,7 @@ from ...data.schedules import Schedule
 from ...data.types import Clock
 from ..gather import Group
 from . import wrapped
-from .types import Graded, SumCount, scores_of
+from .types import Graded, NoScoreError, SumCount, scores_of
 from .wrapped import Inner
 
 
@@ -39,11 +41,12 @@ class Above:
 
     def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount:
         """As Contrastive.contrast. Where no row is left, a zero that hangs on the graph, of count 0. Raises
-        NoScoreError for a row whose first positive has no such score."""
+        NoScoreError for a row whose first positive has no such score, or that lacks what `of` goes by."""
         part, queries, answers = self._rows(relation)
         if not len(queries):
             return SumCount(query[:0].sum() + docs[:0].sum() + scale[:0].sum(), 0)
-        return wrapped.contrast(self.of, query[queries], docs[answers], part, scale, clock)
+        with _named(queries):
+            return wrapped.contrast(self.of, query[queries], docs[answers], part, scale, clock)
 
     def sharded(
         self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock, group: Group
@@ -52,7 +55,8 @@ class Above:
         if not len(queries):
             shares = (t[slice(*group.share(len(t)))] for t in (query, docs))
             return Graded(query.new_zeros(()), 0, *(t.new_zeros(t.shape) for t in (*shares, scale)))
-        out = wrapped.divided(self.of, query[queries], docs[answers], part, scale, clock, group)
+        with _named(queries):
+            out = wrapped.divided(self.of, query[queries], docs[answers], part, scale, clock, group)
         d_query = wrapped.home(group, out.d_query, queries, len(query))
         d_docs = wrapped.home(group, out.d_docs, answers, len(docs))
         return Graded(out.sum, out.count, d_query, d_docs, out.d_scale)
@@ -62,3 +66,12 @@ class Above:
         keep = relation.query_source.new_zeros(len(relation.query_id)).bool()
         keep[relation.owner[first]] = scores_of(relation, self.name, first) >= self.score
         return of_queries(relation, keep)
+
+
+@contextmanager
+def _named(queries: Tensor) -> Iterator[None]:
+    """The row that `of` finds without what it needs, as the whole Relation numbers it. queries: those that are left."""
+    try:
+        yield
+    except NoScoreError as error:
+        raise NoScoreError(int(queries[error.query]), error.lacks) from error

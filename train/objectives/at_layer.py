@@ -9,21 +9,32 @@ from torch import Tensor
 from ...data.relation import Relation
 from ...data.schedules import Schedule
 from ...data.types import Clock
-from .pairs import pairs
-from .types import Contrastive, Layer, Pairwise, SumCount
+from ..gather import Group
+from . import wrapped
+from .types import Graded, Layer, SumCount
+from .wrapped import Inner
 
 
 @dataclass(frozen=True)
 class AtLayer:
     """`of`, given the vectors that the first `layer` blocks of the language model give: "middle" is half of them, as in
-    the middle-layer term of CoDiEmb, AtLayer(Above(InfoNCE(), 1.0)). The inner weight is not used."""
+    the middle-layer term of CoDiEmb, AtLayer(Above(InfoNCE(), 1.0)). The inner weight is not used. An objective inside that rounds to int8 (Quantised)
+    fits its step to each batch: the embedder's is of the last layer."""
 
-    of: Contrastive | Pairwise
+    of: Inner
     layer: Layer = "middle"
     weight: float | Schedule = 1.0
 
+    def __post_init__(self) -> None:
+        wrapped.checked("AtLayer", self.of)
+        if self.layer != "middle" and (not isinstance(self.layer, int) or self.layer < 1):
+            raise ValueError(f"AtLayer: layer={self.layer!r}; expected 'middle', or how many blocks, 1 or more")
+
     def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount:
-        """query (Q, D), docs (N, D) of the layer, unit length."""
-        if isinstance(self.of, Contrastive):
-            return self.of.contrast(query, docs, relation, scale, clock)
-        return SumCount(self.of.pairwise(*pairs(query, docs, relation), clock), 1)
+        """query (Q, D), docs (N, D) of the layer, unit length; scale (1,)."""
+        return wrapped.contrast(self.of, query, docs, relation, scale, clock)
+
+    def sharded(
+        self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock, group: Group
+    ) -> Graded:
+        return wrapped.divided(self.of, query, docs, relation, scale, clock, group)

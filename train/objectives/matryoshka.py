@@ -41,7 +41,7 @@ class Matryoshka:
         wrapped.checked("Matryoshka", self.of)
         if not self.dims or len(set(self.dims)) < len(self.dims) or min(self.dims) < 0:
             raise ValueError(f"Matryoshka: dims={self.dims}; expected different numbers of dimensions, or 0 for all")
-        if len(self.weights) != len(self.dims) or min(self.weights) < 0:
+        if len(self.weights) != len(self.dims) or not all(w >= 0 for w in self.weights):
             raise ValueError(
                 f"Matryoshka: weights={self.weights} for dims={self.dims}; expected one for each, none below 0"
             )

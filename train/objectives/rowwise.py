@@ -19,7 +19,7 @@ from ...data.schedules import Schedule
 from ...data.types import Clock
 from ..gather import Group
 from .blockwise import Call, Weigh
-from .infonce import Given
+from .infonce import Given, InfoNCE
 from .seen import Options, Seen, softplus
 from .types import Graded, SumCount
 
@@ -46,6 +46,17 @@ class Rowwise(ABC):
     def beside(self) -> tuple[bool, bool]:
         """Whether rows also see cosines of queries against queries, and of their answer against other answers."""
         return False, False
+
+    @property
+    def options(self) -> InfoNCE:
+        """InfoNCE with the same documents for negatives."""
+        return InfoNCE(
+            negatives=self.negatives,
+            in_batch=self.in_batch,
+            both=self.both,
+            mask_labels=self.mask_labels,
+            across_sources=self.across_sources,
+        )
 
     def __post_init__(self) -> None:
         name = type(self).__name__
