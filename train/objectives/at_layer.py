@@ -18,8 +18,9 @@ from .wrapped import Inner
 @dataclass(frozen=True)
 class AtLayer:
     """`of`, given the vectors that the first `layer` blocks of the language model give: "middle" is half of them, as in
-    the middle-layer term of CoDiEmb, AtLayer(Above(InfoNCE(), 1.0)). The inner weight is not used. An objective inside that rounds to int8 (Quantised)
-    fits its step to each batch: the embedder's is of the last layer."""
+    the middle-layer term of CoDiEmb, AtLayer(Above(InfoNCE(), 1.0)). The inner weight is not used. An objective inside
+    that rounds to int8 (Quantised) fits its step to each batch: the embedder's is of the last layer.
+    """
 
     of: Inner
     layer: Layer = "middle"
