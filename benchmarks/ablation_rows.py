@@ -32,6 +32,7 @@ class Drawn:
     count: int
     planted: float = 0.0
     keep: float = 0.0
+    both: bool = False
 
     @property
     def name(self) -> str:
@@ -71,19 +72,20 @@ def _tell(drawn: Drawn, index: int) -> Example:
     Training: three that are wrong in one to six facts. Each of them is, with chance `planted`, exchanged for one that
     is right, in the other words, which nothing declares so. scores["judge"] is the share of facts that agree, with
     noise. keep: a wrong answer stays only if its score is below `keep` of the right one's; 0: all. Test: the right
-    sentence in the other words, among seven in either words that are wrong in one fact.
+    sentence in the other words, among seven in either words that are wrong in one fact. both: all sentences are in
+    either words, training and test.
     """
     dice = Dice("tell", drawn.split, index)
     scene, test = any_pair(dice, drawn.split), drawn.split == "test"
-    query, right = dice.some(captions(scene, voice=0), 2)
-    right = dice.pick(captions(scene, voice=1)) if test else right
+    query, right = dice.some(captions(scene, None if drawn.both else 0), 2)
+    right = dice.pick(captions(scene, voice=1)) if test and not drawn.both else right
     texts, grades = [right], [1.0]
     for _ in range(7 if test else 3):
         other = _near(dice, scene, drawn.split)
         for _ in range(0 if test else dice.below(6)):
             other = _near(dice, other, drawn.split)
         plant = dice.chance(drawn.planted)
-        voice = dice.below(2) if test else int(plant)
+        voice = dice.below(2) if test or drawn.both else int(plant)
         chosen = dice.pick(captions(scene if plant else other, voice))
         if chosen not in (query, *texts):
             texts.append(chosen)

@@ -197,8 +197,8 @@ def table(results: Sequence[Found]) -> Iterator[str]:
         change = f"{r.mean:+.1f} ± {r.error:.1f}" if len(r.arms) > 1 else "–"
         verdict = f"**{r.verdict}**" if r.verdict.startswith("shown") else r.verdict
         yield (
-            f"| {e.technique} | {e.change} | {e.against} | {e.score or e.value} | {control} | {change} | {len(r.arms)} | "
-            f"{e.kind} | {verdict} |"
+            f"| {e.technique} | {e.change} | {e.against} | {e.score or e.value} | {control} | {change} "
+            f"| {len(r.arms)} | {e.kind} | {verdict} |"
         )
 
 

@@ -76,16 +76,22 @@ def planted() -> Iterator[Effect]:
     name, against = "false-negative filter", "planted, no filter"
     kept = tell("planted, filtered", replace(PLANTED, keep=0.85))
     yield Effect(name, "a judge's score below 85% of the positive's", against, kept, DIRTY, "tell", "constructed")
-    masked = tell("planted, masked", PLANTED, Masked(margin=0.1, negatives="own"))
-    yield Effect(name, "masked in the loss, margin 0.1", against, masked, DIRTY, "tell", "constructed")
+    masked = tell("planted, masked", PLANTED, Masked(margin=-0.1, negatives="own"))
+    yield Effect(name, "masked in the loss, margin -0.1", against, masked, DIRTY, "tell", "constructed")
 
 
 def soft_labels() -> Iterator[Effect]:
-    soft = SoftLabel(score="judge", teacher_temperature=0.1)
-    name, words = "soft labels", "a judge's scores beside InfoNCE"
-    arm = tell("soft labels", TELL, OWN, soft)
-    yield Effect(name, words, "InfoNCE alone", arm, CLEAN, "graded", "constructed")
-    yield Effect(name, words, "InfoNCE alone", arm, CLEAN, "tell", "constructed")
+    """From nothing, and in both words: what the scores of a judge teach that right and wrong do not."""
+    source, test = replace(TELL, both=True), replace(TOLD[0], both=True)
+
+    def fresh(name: str, *objectives: object) -> Vlm:
+        part = Part((Share(source, negatives=3),), objectives, steps=90)
+        return Vlm(f"from nothing, {name}", (part,), (test, TOLD[1]))
+
+    plain, arm = fresh("InfoNCE", OWN), fresh("soft labels", OWN, SoftLabel(score="judge", teacher_temperature=0.1))
+    for value in ("tell", "graded"):
+        change = "a judge's scores beside InfoNCE, from nothing"
+        yield Effect("soft labels", change, "InfoNCE alone", arm, plain, value, "constructed")
 
 
 # Four tasks in one stage; negatives of all sources, so that the three ways differ only in who meets whom.
@@ -95,15 +101,13 @@ TESTS = tuple(test_of(t) for t in TASKS)
 
 
 def mixtures() -> Iterator[Effect]:
-    arms = {
-        size: Vlm(f"four tasks, sub-batches of {size}", (replace(JOINT, sub_batch=size),), TESTS) for size in (1, 32)
-    }
+    """With sub-batches of 8 every batch of 32 holds all four tasks, with 16 two of them, with 32 one."""
+    mixed = second_stage()
+    two, one = (Vlm(f"four tasks, sub-batches of {n}", (replace(JOINT, sub_batch=n),), TESTS) for n in (16, 32))
     name = "batch composition"
-    between = second_stage()
-    for value in ("mean",):
-        yield Effect(name, "interleaved, sub-batches of 8", "one source a batch", between, arms[32], value, "natural")
-        yield Effect(name, "interleaved, sub-batches of 8", "mixed row by row", between, arms[1], value, "natural")
-        yield Effect(name, "one source a batch", "mixed row by row", arms[32], arms[1], value, "natural")
+    yield Effect(name, "one task a batch", "all four in each", one, mixed, "mean", "natural")
+    yield Effect(name, "interleaved, two tasks a batch", "all four in each", two, mixed, "mean", "natural")
+    yield Effect(name, "interleaved, two tasks a batch", "one task a batch", two, one, "mean", "natural")
 
 
 def next_token() -> Iterator[Effect]:
