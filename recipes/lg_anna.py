@@ -26,7 +26,7 @@ from omni2vec.data.asking import Asked
 from omni2vec.data.convert.small import small
 from omni2vec.data.mix import Feed
 from omni2vec.data.scored import Scored
-from omni2vec.data.sources import Shards, below
+from omni2vec.data.sources import Shards, Take, below
 from omni2vec.data.types import DataError, Limits, Source, Step
 from omni2vec.eval.evaluate import Evaluate
 from omni2vec.launch.release import Release
@@ -61,6 +61,7 @@ class Sizes:
     lora: Lora | None = field(default_factory=lambda: Lora(rank=32, alpha=64.0))
     teacher_temperature: float = 1.0  # of a cross-encoder's logits
     max_tokens: int = 1024
+    rows: int = 0  # of a source that are mined, judged and trained on; 0: all
     betas: tuple[float, float] = (0.9, 0.999)
     precision: Precision = "bf16"
 
@@ -85,7 +86,7 @@ def twin(data: str, seed: int) -> tuple[Step, ...]:
     sets = small(data, ("sts_en", "banking_same"))
     pairs, same = (s.train for s in sets.values())
     start = Tiny((pairs, same), width=128, layers=3, heads=4, vocabulary=4096, seed=seed)
-    sizes = Sizes((80, 200), 32, 7e-4, 0.05, 3, 1, None, 0.3, 160, (0.9, 0.98), "fp32")
+    sizes = Sizes((80, 200), 32, 7e-4, 0.05, 3, 1, None, 0.3, 160, 1000, (0.9, 0.98), "fp32")
     asked = (Feed(Asked(same)),)
     judge = stage("judge", start, asked, {"default": (NextToken(),)}, sizes, 200, seed)
     return graph(start, YesNo(judge), (pairs,), (same,), tuple(s.test for s in sets.values()), sizes, seed)
@@ -104,9 +105,9 @@ def graph(
     first = stage("graded", base, graded, {"default": (CoSENT(),)}, sizes, sizes.steps[0], seed)
     rows = []
     for i, source in enumerate(retrieval):
-        near = Mine(
-            f"mined_{i}", first, source, rules=(PercentOfPositive(0.95),), count=sizes.count, fused=Fused(), seed=seed
-        )
+        some = Take(source, sizes.rows, seed) if sizes.rows else source
+        rules = (PercentOfPositive(0.95),)
+        near = Mine(f"mined_{i}", first, some, source, rules, count=sizes.count, fused=Fused(), seed=seed)
         found = Shards(near, name=source.name)
         rows.append(Scored(found, by=Judged(f"judged_{i}", found, judge)))
     learned = (InfoNCE(mask_labels=True), SoftLabel(teacher_temperature=sizes.teacher_temperature))

@@ -11,7 +11,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("streams", "shards", "your_data", "instructions", "clusters", "recipes"),
-    *("objectives", "graded", "distillation", "merging"),
+    *("objectives", "graded", "distillation", "merging", "mining", "search"),
 )
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n+)?^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -65,10 +65,10 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         host = self.url.partition("://")[2].partition("/")[0]
-        if not self.url.startswith(("http://", "https://")) or "@" in host:
+        if not self.url.startswith(("http://", "https://")) or "@" in host or "?" in self.url or "#" in self.url:
             raise ValueError(
-                f"Endpoint: url={redacted(self.url)!r}; expected http(s)://host/v1 without a password, which stands in "
-                "an environment variable: key='NAME'"
+                f"Endpoint: url={redacted(self.url)!r}; expected http(s)://host/v1 without a password or a query: "
+                "a secret stands in an environment variable, key='NAME'"
             )
         for name, least in (("top", 1), ("max_pixels", 1), ("concurrency", 1), ("per_second", 0), ("retries", 0)):
             if getattr(self, name) < least:
@@ -82,11 +82,13 @@ class Endpoint:
 
     def open(self, where: Where) -> _Asking:
         """Raises ValueError where the key's variable is not set."""
-        secret = os.environ.get(self.key, "") if self.key else ""
+        secret = os.environ.get(self.key, "").strip() if self.key else ""
         if self.key and not secret:
             raise ValueError(
                 f"Endpoint: the environment variable {self.key!r} is not set; put the key of {self.url} in it"
             )
+        if not (secret.isascii() and secret.isprintable()):  # http.client would print it in its error
+            raise ValueError(f"Endpoint: the key in {self.key!r} has characters that no header may hold; set it anew")
         words = (self.question, self.yes, self.no, self.log_odds, self.top, self.max_pixels)
         return _Asking(self, secret, digest("endpoint", unsigned(self.url), self.model, repr(words)))
 
@@ -152,7 +154,7 @@ class _Asking:
                 f"{pair.key}: neither {s.yes!r} nor {s.no!r} is among the {len(likely)} likeliest first tokens of "
                 f"{s.model} ({said}); ask another question, or other words"
             )
-        return odds if s.log_odds else 1 / (1 + math.exp(-odds))
+        return odds if s.log_odds else _sigmoid(odds)
 
     def _ask(self, body: bytes, key: str) -> Any:
         """The answer's JSON, after as many tries as it takes. Raises DataError."""
@@ -170,11 +172,11 @@ class _Asking:
                 with opener.open(request, timeout=s.timeout_s) as reply:
                     return json.loads(reply.read())
             except urllib.error.HTTPError as error:
-                why = f"status {error.code}: {self._quoted(error.read(2000).decode(errors='replace'))}"
+                why = f"status {error.code}: {self._quoted(_body(error))}"
                 if error.code not in _AGAIN:
                     raise DataError(f"{key}: {s.url} refused it, {why}. {self._advice(error.code)}") from None
                 delay = max(delay, _asked_for(error.headers.get("Retry-After")))
-            except json.JSONDecodeError:
+            except ValueError:  # not UTF-8, too
                 why = "its answer is no JSON"
             except (OSError, http.client.HTTPException) as error:  # timeouts, too
                 why = self._quoted(str(getattr(error, "reason", error)) or type(error).__name__)
@@ -213,6 +215,19 @@ class _Asking:
         if 300 <= status < 400:
             return "It sends requests elsewhere; give that url, since a key goes to no other host"
         return f"Check url and model={self.settings.model!r}" if status == 404 else "Correct the request, or the server"
+
+
+def _sigmoid(odds: float) -> float:
+    """Without overflow: servers write -9999 for a probability of zero, and their difference is as large."""
+    return 1 / (1 + math.exp(-odds)) if odds >= 0 else math.exp(odds) / (1 + math.exp(odds))
+
+
+def _body(error: urllib.error.HTTPError) -> str:
+    """What a refusal says; nothing where the connection ends before it has said it."""
+    try:
+        return error.read(2000).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def log_odds(likely: Sequence[tuple[str, float]], yes: str, no: str) -> float | None:
