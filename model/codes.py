@@ -97,8 +97,8 @@ def similar(a: Tensor, b: Tensor) -> Tensor:
 
 def calibrated(*vectors: Tensor, bits: int = 8) -> Tensor:
     """A step for vectors (n, D) where none was learned: the one of least squared error, of 48 from the largest number
-    down to a sixteenth of it, (1,). Fitted to at most 2**18 numbers each, of rows evenly spaced; 1 for zeros alone, and for what is
-    not finite, which rounding leaves as it is."""
+    down to a sixteenth of it, (1,). Fitted to at most 2**18 numbers each, of rows evenly spaced; 1 for zeros
+    alone, and for what is not finite, which rounding leaves as it is."""
     most = top(bits)
     found = [v.detach()[:: max(-(-v.numel() // _SAMPLE), 1)].flatten() for v in vectors]
     sample = torch.cat(found)
