@@ -129,7 +129,15 @@ def test_the_towers_learn_the_same_from_one_seed_and_a_filter_drops_what_was_pla
 
 
 def test_the_quick_run_ends_with_one_json_object(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "ablations.py"), "--quick", "--only", "rounding", "--work", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "ablations.py"),
+        "--quick",
+        "--only",
+        "rounding",
+        "--work",
+        str(tmp_path),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert not done.returncode, done.stderr[-2000:]
