@@ -123,6 +123,7 @@ def planted() -> Iterator[Effect]:
         "hard negatives", "four of five planted right answers", "none planted", dirty, clean, value, "constructed"
     )
     rules: dict[str, tuple[Any, ...]] = {
+        "95% of the positive": (PercentOfPositive(0.95),),
         "70% of the positive": (PercentOfPositive(0.7),),
         "below 0.3": (Below(0.3),),
         "0.2 below the mean positive": (MarginToMean(-0.2),),
@@ -138,7 +139,7 @@ def planted() -> Iterator[Effect]:
 
 
 def clusters() -> Iterator[Effect]:
-    for size, skip in ((8, 0), (32, 30)):
+    for size, skip in ((8, 0), (8, 30), (32, 30)):
         arm = digits(f"B3, {size}, {skip}", clusters=(size, skip, 100))
         yield Effect("B3 batches", f"clusters of {size}, skip {skip}", "random batches", arm, DIGITS, "mrr", "natural")
 

@@ -76,6 +76,10 @@ def planted() -> Iterator[Effect]:
     name, against = "false-negative filter", "planted, no filter"
     kept = tell("planted, filtered", replace(PLANTED, keep=0.85))
     yield Effect(name, "a judge's score below 85% of the positive's", against, kept, DIRTY, "tell", "constructed")
+    loose = tell("planted, filtered at 95%", replace(PLANTED, keep=0.95))
+    yield Effect(name, "a judge's score below 95% of the positive's", against, loose, DIRTY, "tell", "constructed")
+    masked = tell("planted, masked 0.1", PLANTED, Masked(margin=0.1, negatives="own"))
+    yield Effect(name, "masked in the loss, margin 0.1", against, masked, DIRTY, "tell", "constructed")
     masked = tell("planted, masked", PLANTED, Masked(margin=-0.1, negatives="own"))
     yield Effect(name, "masked in the loss, margin -0.1", against, masked, DIRTY, "tell", "constructed")
 
@@ -88,10 +92,15 @@ def soft_labels() -> Iterator[Effect]:
         part = Part((Share(source, negatives=3),), objectives, steps=90)
         return Vlm(f"from nothing, {name}", (part,), (test, TOLD[1]))
 
-    plain, arm = fresh("InfoNCE", OWN), fresh("soft labels", OWN, SoftLabel(score="judge", teacher_temperature=0.1))
+    soft = SoftLabel(score="judge", teacher_temperature=0.1)
+    plain, arm = fresh("InfoNCE", OWN), fresh("soft labels", OWN, soft)
     for value in ("tell", "graded"):
         change = "a judge's scores beside InfoNCE, from nothing"
         yield Effect("soft labels", change, "InfoNCE alone", arm, plain, value, "constructed")
+    after = tell("soft labels", TELL, OWN, soft)
+    for value in ("tell", "graded"):
+        change = "a judge's scores beside InfoNCE, after graded pairs"
+        yield Effect("soft labels", change, "InfoNCE alone", after, CLEAN, value, "natural")
 
 
 # Four tasks in one stage; negatives of all sources, so that the three ways differ only in who meets whom.
