@@ -106,7 +106,7 @@ def page(results: Sequence[Found], lacking: dict[str, str]) -> Iterator[str]:
         "the error does not speak of other rows, and one data set and one size of model stand behind each row."
     )
     yield (
-        "- The constructed beds were designed by looking at seed 0, which is among the seeds reported: how right answers "
+        "- The constructed beds were designed by looking at seed 0, which is among those reported: how right answers "
         "are planted and how many (copies of the row's own document, and planted answers in the same words, did little "
         "harm and were given up), the filter at 85% after one at 95% had let planted answers through, the mask at -0.1 "
         "after 0.1 had masked nothing, and soft labels from nothing after they had not helped a model that had seen "
