@@ -114,8 +114,10 @@ class Reader:
             beside = [read(e, a, b) for e in extra]
             for at in range(0, b - a, _PART):
                 part = slice(at, at + _PART)
-                own_base = base[part] if base is not None else None
-                yield self._part(str(own), a + at, [m[part] for m in models], own_base, [f[part] for f in beside])
+                own_base = base[part].clone() if base is not None else None  # copies: a view would hold it all
+                mine, others = [m[part].clone() for m in models], [f[part].clone() for f in beside]
+                yield self._part(str(own), a + at, mine, own_base, others)
+            del models, base, beside  # before the next are read, or both would be in memory
 
     def _part(
         self, name: str, start: int, models: Sequence[Tensor], base: Tensor | None, beside: Sequence[Tensor]

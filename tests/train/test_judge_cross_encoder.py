@@ -115,3 +115,12 @@ def test_three_outputs_and_settings_out_of_range_are_refused(tmp_path):
         CrossEncoder(saved(tmp_path / "model", 3)).open(None)
     with pytest.raises(ValueError, match="max_tokens=2"):
         CrossEncoder("x", max_tokens=2)
+
+
+def test_a_model_without_a_head_is_no_judge(tmp_path):
+    from transformers import BertModel
+
+    folder = saved(tmp_path / "model", 1)
+    BertModel.from_pretrained(folder).save_pretrained(folder)
+    with pytest.raises(ValueError, match="has no classifier"):
+        CrossEncoder(folder).open(None)

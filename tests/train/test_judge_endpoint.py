@@ -243,7 +243,7 @@ def test_a_key_that_is_not_set_and_settings_out_of_range_are_refused(monkeypatch
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(ValueError, match="variable 'JUDGE_KEY' is not set"):
         Endpoint("https://host/v1", "m", key="JUDGE_KEY").open(None)
-    for url in ("host/v1", "https://user:hunter2@host/v1"):
+    for url in ("host/v1", "https://user:hunter2@host/v1", "https://host/v1?key=hunter2"):
         with pytest.raises(ValueError, match="expected http") as caught:
             Endpoint(url, "m")
         assert "hunter2" not in str(caught.value)
@@ -257,3 +257,32 @@ def test_the_digest_follows_what_decides_a_score_and_not_how_fast_it_comes():
 
     assert named() == named(concurrency=3, timeout_s=1.0, retries=0)
     assert len({named(), named(question="?"), named(yes="True"), named(log_odds=True), named(top=5)}) == 5
+
+
+def test_an_answer_that_is_no_text_and_a_refusal_that_is_cut_short_name_the_row():
+    with serving(lambda body, n: (200, b"\xff\xfe\x00")) as server, pytest.raises(DataError, match="rows/1: .*no JSON"):
+        judge(server, retries=0).scores([pair()], "")
+    cut = (400, b"", {"Transfer-Encoding": "chunked"})
+    with serving(lambda body, n: cut) as server, pytest.raises(DataError, match="rows/1: .*status 400"):
+        judge(server, timeout_s=0.5).scores([pair()], "")
+
+
+def test_a_probability_of_zero_as_servers_write_it_is_a_score_of_zero():
+    def top(yes, no):
+        listed = [{"token": "Yes", "logprob": yes}, {"token": "No", "logprob": no}]
+        return 200, {"choices": [{"logprobs": {"content": [{"top_logprobs": listed}]}}]}
+
+    with serving(lambda body, n: top(-9999.0, 0.0) if n == 1 else top(0.0, -9999.0)) as server:
+        asked = judge(server, concurrency=1)
+        assert asked.scores([pair(), pair()], "").tolist() == [0.0, 1.0]
+
+
+def test_a_key_with_a_line_break_is_sent_without_it_and_one_that_no_header_holds_is_not_shown(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", f"{KEY}\r\n")
+    with serving(lambda body, n: says(Yes=0.5, No=0.5)) as server:
+        judge(server, key="JUDGE_KEY").scores([pair()], "")
+    assert server.asked[0][1]["Authorization"] == f"Bearer {KEY}"
+    monkeypatch.setenv("JUDGE_KEY", f"{KEY}\n{KEY}")
+    with pytest.raises(ValueError, match="JUDGE_KEY") as caught:
+        judge(server, key="JUDGE_KEY")
+    assert KEY not in str(caught.value)
