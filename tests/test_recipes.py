@@ -1,6 +1,7 @@
 """Every recipe is a whole run: loaded, walked and checked without making anything; the fine-tuning one is run."""
 
 import io
+import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ from .data.samples import png
 from .model.small import mixed, tiny
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+SETS = Path(os.environ.get("OMNI2VEC_REAL_DATA", RECIPES.parent.parent / "shared" / "data"))
 
 
 def rows(count, seed):
@@ -75,6 +77,18 @@ def tiny_mmeb(folder, count=20):
     return "org/model", folder / "mmeb"
 
 
+PAPERS = {  # what each is given at its full size, and its stages
+    "vlm2vec_v1": ((), ("train",)),
+    "kalm_v2": (("teacher",), ("weak", "hard", "taught")),
+    "lg_anna": (("judge",), ("graded", "retrieval")),
+    "codiemb": ((), ("together", "pairs")),
+    "qzhou": ((), ("retrieval", "every")),
+    "u_marvel": (("judge",), ("text", "captions", "tasks", "hard", "taught")),
+    "qwen3_vl_embedding": (("judge",), ("broad", "good", "taught")),
+}
+KINDS = ("weak", "tasks", "retrieval", "sts", "classes", "text", "captions", "pairs")
+
+
 @pytest.fixture
 def data(tmp_path):
     write_shards(rows(16, 1), tmp_path / "data" / "train" / "pairs")
@@ -86,11 +100,45 @@ def data(tmp_path):
 def test_a_recipe_loads_and_its_steps_have_an_order(path, data):
     tuned = ["model=org/model", f"data={data}"]
     given = {"real_mini": [f"data={data}"], "finetune_embedder": tuned, "eight_gpus": tuned, "eight_nodes": tuned}
+    given |= {name: ["mini=true", f"data={data}"] for name in PAPERS}
     given["vlm2vec_v2"] = [f"base={tiny_mmeb(data)[0]}", f"data={data / 'mmeb'}", f"tasks={','.join(MMEB)}"]
     recipe = load(path, given.get(path.stem, []))
     names = [s.name for s in recipe.steps]
     assert names[-1] == "release"
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("name", [n for n in PAPERS if n != "vlm2vec_v1"])
+def test_a_paper_s_recipe_is_one_graph_at_its_own_size_and_in_miniature(name, tmp_path):
+    for kind in KINDS:
+        write_shards(rows(4, 1), tmp_path / "train" / kind / "some")
+    write_shards(rows(4, 2), tmp_path / "test" / "some")
+    models, stages = PAPERS[name]
+    with pytest.raises(DataError, match="mini=true"):
+        load(RECIPES / f"{name}.py", [f"data={tmp_path}"])
+    words = [f"data={tmp_path}", "base=org/model", *(f"{m}=org/{m}" for m in models)]
+    full = [s.name for s in load(RECIPES / f"{name}.py", words).steps if isinstance(s, Stage)]
+    mini = [s.name for s in load(RECIPES / f"{name}.py", ["mini=true", "data=sets"]).steps if isinstance(s, Stage)]
+    assert tuple(full) == stages
+    assert [s for s in mini if s not in ("teacher", "judge")] == full
+
+
+def test_vlm2vec_s_recipes_say_what_is_needed(data):
+    for name in ("vlm2vec_v1", "vlm2vec_v2"):
+        with pytest.raises(DataError, match="mini=true"):
+            load(RECIPES / f"{name}.py", [f"data={data}"])
+    with pytest.raises(DataError, match="data=FOLDER names what holds emoji/, clothing/"):
+        load(RECIPES / "vlm2vec_v1.py", ["mini=true"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SETS.is_dir(), reason=f"the small public sets are not at {SETS}")
+@pytest.mark.parametrize("name", [*PAPERS, "vlm2vec_v2"])
+def test_a_recipe_s_twin_goes_from_sets_to_release(name, tmp_path):
+    words = ["mini=true", f"data={SETS}"]
+    stages = [s.name for s in load(RECIPES / f"{name}.py", words).steps if isinstance(s, Stage)]
+    into = finished(name, [*words, *(f"{s}.steps=2" for s in stages)], tmp_path / "run")
+    assert (into / "release" / "model.safetensors").exists()
 
 
 def test_fine_tuning_an_embedder_trains_scores_beside_the_base_and_releases(data, tmp_path):
