@@ -82,7 +82,12 @@ def losses() -> Iterator[Effect]:
         "hardness weights": (("alpha 9", Hardness(alpha=9.0)),),
         "DiHT": (("a 0.95, beta 0.1", DiHT()),),
         "Focal-InfoNCE": (("margin 0.2", FocalInfoNCE()),),
-        "SoftCSE": (("by weight", SoftCSE()), ("by temperature", SoftCSE(by="temperature"))),
+        "SoftCSE": (
+            ("by weight, the weight a constant", SoftCSE()),
+            ("by weight", SoftCSE(detached=False)),
+            ("by temperature, a constant", SoftCSE(by="temperature")),
+            ("by temperature", SoftCSE(by="temperature", detached=False)),
+        ),
         "margin mask": (("0.1", Masked(margin=0.1)),),
         "progressive weights": (("easy rows first", Progressive(InfoNCE(), kappa=Ramp(-0.5, 0.5))),),
     }

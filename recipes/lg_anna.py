@@ -62,6 +62,8 @@ class Sizes:
     teacher_temperature: float = 1.0  # of a cross-encoder's logits
     max_tokens: int = 1024
     rows: int = 0  # of a source that are mined, judged and trained on; 0: all
+    among: int = 200
+    share: float = 0.95  # of the right answer's likeness that a negative stays below
     betas: tuple[float, float] = (0.9, 0.999)
     precision: Precision = "bf16"
 
@@ -81,12 +83,12 @@ def recipe(
 
 
 def twin(data: str, seed: int) -> tuple[Step, ...]:
-    """Sentence pairs in English, then questions and others of the same intent. A margin of a positive's likeness is all
-    that keeps right answers out whose intent is equal, beside their labels."""
+    """Sentence pairs in English, then questions and others of the same intent. Cosines of so young a
+    model lie close together: a negative need only be less like than the right answer."""
     sets = small(data, ("sts_en", "banking_same"))
     pairs, same = (s.train for s in sets.values())
     start = Tiny((pairs, same), width=128, layers=3, heads=4, vocabulary=4096, seed=seed)
-    sizes = Sizes((80, 200), 32, 7e-4, 0.05, 3, 1, None, 0.3, 160, 1000, (0.9, 0.98), "fp32")
+    sizes = Sizes((80, 200), 32, 7e-4, 0.05, 3, 1, None, 0.3, 160, 1000, 1000, 1.0, (0.9, 0.98), "fp32")
     asked = (Feed(Asked(same)),)
     judge = stage("judge", start, asked, {"default": (NextToken(),)}, sizes, 200, seed)
     return graph(start, YesNo(judge), (pairs,), (same,), tuple(s.test for s in sets.values()), sizes, seed)
@@ -106,8 +108,8 @@ def graph(
     rows = []
     for i, source in enumerate(retrieval):
         some = Take(source, sizes.rows, seed) if sizes.rows else source
-        rules = (PercentOfPositive(0.95),)
-        near = Mine(f"mined_{i}", first, some, source, rules, count=sizes.count, fused=Fused(), seed=seed)
+        rules = (PercentOfPositive(sizes.share),)
+        near = Mine(f"mined_{i}", first, some, source, rules, sizes.count, sizes.among, fused=Fused(), seed=seed)
         found = Shards(near, name=source.name)
         rows.append(Scored(found, by=Judged(f"judged_{i}", found, judge)))
     learned = (InfoNCE(mask_labels=True), SoftLabel(teacher_temperature=sizes.teacher_temperature))

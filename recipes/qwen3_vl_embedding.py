@@ -13,8 +13,8 @@ Prefixes of the vector are trained throughout, and int8 from the second stage on
 data: shards by kind (docs/your_data.md): train/pairs/*, train/retrieval/*, train/sts/* (scores "label"),
 train/classes/* (wrong labels as negatives), test/*. Hardware: 2 billion weights with adapters, batches of thousands: 8
 GPUs of 80 GB. No run at that size is known, no score is promised; the report's on MMEB-V2 after each stage are 66.6,
-72.1, 71.5, and 73.2 merged. Unverified: rates, batches, steps, ranks, the weight of the merge and its rule (slerp here), the
-temperature, and when binary codes are trained (not here: Quantised(bits=1) would).
+72.1, 71.5, and 73.2 merged. Unverified: rates, batches, steps, ranks, the weight of the merge and its rule (slerp
+here), the temperature, and when binary codes are trained (not here: Quantised(bits=1) would).
 
 mini: the same graph on small public sets (docs/your_data.md), from random weights; the judge is a model of the same
 size that is first trained to say yes or no: two cores, minutes.

@@ -6,7 +6,8 @@
 Attention goes both ways, the mean of all but the instruction is the vector, the temperature is learned through all
 stages, the vision tower stays as it is. Sentences in one direction of the loss, then captions and pictures in both,
 then every task; then the model's own nearest documents below a cosine of 0.7 as negatives, the first five of a
-hundred; at last a tenth of the queries once more, with a reranker's scores of the candidates on top of the model's own.
+hundred; at last a tenth of the queries once more, with a reranker's scores of the nearest candidates, unfiltered, on
+top of the model's own.
 
 data: shards by kind (docs/your_data.md): train/text/* (the paper: NLI), train/captions/* (CC3M), train/tasks/*
 (M-BEIR), test/*. judge: a vision-language model that says yes or no to a query and a candidate. Hardware: the paper has
@@ -43,7 +44,7 @@ from omni2vec.train.objectives.next_token import NextToken
 from omni2vec.train.objectives.soft_label import SoftLabel
 from omni2vec.train.objectives.types import Objective
 from omni2vec.train.optim import AdamW, Schedule
-from omni2vec.train.rules import Below
+from omni2vec.train.rules import AnyRule, Below, PercentOfPositive
 from omni2vec.train.stage import Stage
 
 
@@ -55,8 +56,11 @@ class Sizes:
     steps: tuple[int, int, int, int, int] = (1000, 1500, 4000, 2000, 500)
     batch: tuple[int, int, int, int, int] = (3840, 3840, 3840, 1920, 960)
     lr: tuple[float, float, float, float, float] = (2e-4, 2e-4, 4e-4, 1.5e-5, 1e-5)
-    taught: int = 100_000  # rows of a task whose candidates are scored
+    rules: tuple[AnyRule, ...] = (Below(0.7),)
     among: int = 100
+    taught: int = 100_000  # rows of a task whose candidates are scored
+    scored: int = 50  # candidates of each
+    alpha: float = 0.5  # of the reranker's scores beside the model's own
     lora: Lora | None = field(default_factory=lambda: Lora(rank=128, alpha=256.0))
     freeze: tuple[str, ...] = ("tower",)
     limits: Limits | None = None
@@ -98,8 +102,11 @@ def twin(data: str, seed: int) -> tuple[Step, ...]:
         steps=(40, 120, 160, 80, 40),
         batch=(32, 32, 32, 24, 24),
         lr=(5e-4, 7e-4, 7e-4, 3e-4, 2e-4),
-        taught=400,
-        among=50,
+        rules=(PercentOfPositive(1.0),),
+        among=1000,
+        taught=100,
+        scored=8,
+        alpha=0.1,
         lora=None,
         freeze=(),
         betas=(0.9, 0.98),
@@ -117,18 +124,24 @@ def graph(base: Step | str, judge: Judging, given: Data, sizes: Sizes, seed: int
     captions = stage("captions", text, tuple(Feed(s, answers=False) for s in given.captions), both, sizes, 1, seed)
     every = stage("tasks", captions, tuple(Feed(s, answers=False) for s in given.tasks), both, sizes, 2, seed)
     mined = tuple(
-        Mine(f"mined_{i}", every, s, rules=(Below(0.7),), count=5, among=sizes.among, seed=seed)
+        Mine(f"mined_{i}", every, s, rules=sizes.rules, count=5, among=sizes.among, seed=seed)
         for i, s in enumerate(given.tasks)
     )
     rows = tuple(Shards(m, name=s.name) for m, s in zip(mined, given.tasks, strict=True))
     hard = stage("hard", every, tuple(Feed(s, negatives=5, answers=False) for s in rows), both, sizes, 3, seed)
-    few = tuple(Take(s, sizes.taught, seed) for s in rows)
-    scored = tuple(Scored(s, by=Judged(f"judged_{i}", s, judge)) for i, s in enumerate(few))
-    fused = SoftLabel(fused=0.5)  # the model's own cosines and the judge's scores
-    taught = stage("taught", hard, tuple(Feed(s, negatives=5, answers=False) for s in scored), (fused,), sizes, 4, seed)
+    scored = []
+    for i, source in enumerate(given.tasks):
+        few = Take(source, sizes.taught, seed)
+        near = Mine(f"near_{i}", hard, few, source, count=sizes.scored, among=sizes.scored, labels=False, seed=seed)
+        found = Shards(near, name=source.name)
+        scored.append(Scored(found, by=Judged(f"judged_{i}", found, judge)))
+    fused = SoftLabel(fused=sizes.alpha)  # the model's own cosines and the judge's scores
+    taught = stage(
+        "taught", hard, tuple(Feed(s, negatives=sizes.scored, answers=False) for s in scored), (fused,), sizes, 4, seed
+    )
     scores = Evaluate("scores", taught, given.tests, baselines=(every, hard))
     hub = base if isinstance(base, str) and base.count("/") == 1 else ""
-    return (Release("release", taught, scores, title="U-MARVEL's recipe", base_model=hub),)
+    return (Release("release", taught, scores, allow="omni2vec", title="U-MARVEL's recipe", base_model=hub),)
 
 
 def stage(

@@ -31,8 +31,8 @@ CASES: dict[str, Callable[..., Rowwise | Progressive]] = {
     "focal infonce": FocalInfoNCE,
     "diht": lambda **o: DiHT(beta=2.0, **o),
     "diht, detached": lambda **o: DiHT(a=1.2, beta=2.0, detached=True, **o),
-    "soft cse": SoftCSE,
-    "soft cse, temperature": lambda **o: SoftCSE(by="temperature", detached=True, **o),
+    "soft cse": lambda **o: SoftCSE(detached=False, **o),
+    "soft cse, temperature": lambda **o: SoftCSE(by="temperature", **o),
     "progressive": lambda **o: Progressive(Focal(**o), kappa=0.7),
 }
 

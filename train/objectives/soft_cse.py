@@ -21,11 +21,13 @@ class SoftCSE(Rowwise):
     by="weight" multiplies a negative's term by u_j, by="temperature" its logit. Where all cosines are 1/n, u is 1 and
     both are InfoNCE. One negative alone has u = 1 - s, since n - 1 is 0.
 
-    detached: u is a constant to the gradient. Off, as in the released code, the gradient flows through it.
+    detached: u is a constant to the gradient. Off, as in the released code, the gradient flows through it, and the
+    weight of a negative can be lowered by drawing near to it: where all vectors are equal every u is 0 and so is the
+    loss by="weight". Random towers fall into that (docs/results/ablations.md), so it is on by default, which is ours.
     """
 
     by: By = "weight"
-    detached: bool = False
+    detached: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
