@@ -106,11 +106,12 @@ def _seen(loader: Loader[Packed]) -> list[tuple[Plan, list[Packed]]]:
 
 
 def _same(one: Plan, two: Plan) -> bool:
-    relation = all(
-        torch.equal(torch.nan_to_num(x), torch.nan_to_num(y))
-        for x, y in zip(vars(one.relation).values(), vars(two.relation).values(), strict=True)
-    )
-    return relation and replace(one, relation=two.relation) == two
+    flat = [
+        {**vars(r), **{f"score {name}": torch.nan_to_num(s) for name, s in r.scores.items()}}
+        for r in (one.relation, two.relation)
+    ]
+    relation = all(torch.equal(x, flat[1][name]) for name, x in flat[0].items() if name != "scores")
+    return relation and flat[0].keys() == flat[1].keys() and replace(one, relation=two.relation) == two
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from omni2vec.data.types import DataError
 from omni2vec.model.checkpoint import digest_of_folder
 from omni2vec.model.embedder import Embedder, Learned, remade
 from omni2vec.model.merge.average import Average, Weighted
+from omni2vec.model.merge.blocks import Reader
 from omni2vec.model.merge.dare import Dare
 from omni2vec.model.merge.delta_guided import DeltaGuided
 from omni2vec.model.merge.ema import Ema
 from omni2vec.model.merge.fisher import Fisher
 from omni2vec.model.merge.merge import merge
+from omni2vec.model.merge.opened import prepare
 from omni2vec.model.merge.slerp import Slerp
 from omni2vec.model.merge.task_arithmetic import TaskArithmetic
 from omni2vec.model.merge.ties import Ties
+from omni2vec.model.merge.weights import Folder
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -190,6 +194,24 @@ def test_memory_is_that_of_blocks_not_of_models(tmp_path):
     done.set()
     watcher.join()
     assert peak[0] - before < 16 << 20
+
+
+def test_a_block_is_let_go_before_the_next_is_read(tmp_path):
+    noise = torch.zeros(8 << 20)  # four blocks of 8 MB
+    paths = [folder(tmp_path / str(i), {"w": noise}) for i in range(2)]
+    plan = prepare(paths, Average())
+    held = []
+
+    class Seen(Folder):
+        def read(self, key, start, stop):
+            values = super().read(key, start, stop)
+            held.append(weakref.ref(values.untyped_storage()))
+            most.append(sum(r() is not None for r in held))
+            return values
+
+    most, seen = [], tuple(Seen(m.label, m.folder, m.tensors.entries) for m in plan.models)
+    kept = [block for block in Reader(replace(plan, tensors=seen), [], 2 << 20).blocks(next(iter(plan.first.entries)))]
+    assert len(held) == 8 and max(most) == 2 and len(kept) > 4
 
 
 # ---- what is refused

@@ -260,10 +260,11 @@ def test_the_digest_follows_what_decides_a_score_and_not_how_fast_it_comes():
 
 
 def test_an_answer_that_is_no_text_and_a_refusal_that_is_cut_short_name_the_row():
-    with serving(lambda body, n: (200, b"\xff\xfe\x00")) as server, pytest.raises(DataError, match="rows/1: .*no JSON"):
+    bytes_ = (200, b"\xff\xfe\x00")
+    with serving(lambda body, n: bytes_) as server, pytest.raises(DataError, match=r"rows/1: .*no JSON"):
         judge(server, retries=0).scores([pair()], "")
     cut = (400, b"", {"Transfer-Encoding": "chunked"})
-    with serving(lambda body, n: cut) as server, pytest.raises(DataError, match="rows/1: .*status 400"):
+    with serving(lambda body, n: cut) as server, pytest.raises(DataError, match=r"rows/1: .*status 400"):
         judge(server, timeout_s=0.5).scores([pair()], "")
 
 

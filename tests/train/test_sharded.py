@@ -102,7 +102,7 @@ def test_documents_in_any_order_of_the_relation_get_their_own_gradients(both: bo
     relation = Relation.of(mixed(), ["a", "b"])
     query, docs, scale = vectors(relation)
     order = torch.randperm(len(docs), generator=torch.Generator().manual_seed(1))
-    moved = {f: getattr(relation, f)[order] for f in ("owner", "positive", "rank", "doc_id", "score")}
+    moved = {f: getattr(relation, f)[order] for f in ("owner", "positive", "rank", "doc_id")}
     check(InfoNCE(both=both, tile=4), replace(relation, **moved), [query, docs, scale], 3)
 
 
