@@ -115,9 +115,10 @@ def page(results: Sequence[Found], lacking: dict[str, str]) -> Iterator[str]:
     )
     yield (
         "- Focal-InfoNCE and SoftCSE hardly learn from random towers here. The first is meant for vectors that are "
-        "trained already; that was not tried. The second can lower a negative's weight by drawing near to it: with the "
-        "weight as a constant it learns. By temperature it does not in either form; towers that begin with cosines near "
-        "1, where it pushes nothing, may be why, which was not looked into.",
+        "trained already; that was not tried. The second can lower a negative's weight by drawing near to it: with "
+        "the weight as a constant it learns. By temperature it does not in either form, which was not looked into."
+    )
+    yield (
         "- The better of two specialists is chosen by the very scores that a merge is held against, which favours it. "
         "Both share one start and go on for 150 steps, so that they are near each other and their mean.",
     )

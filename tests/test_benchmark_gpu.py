@@ -12,6 +12,7 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
+@pytest.mark.slow
 def test_the_miniature_compares_every_variant_before_it_is_timed():
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--miniature"]
