@@ -120,7 +120,7 @@ def page(results: Sequence[Found], lacking: dict[str, str]) -> Iterator[str]:
     )
     yield (
         "- The better of two specialists is chosen by the very scores that a merge is held against, which favours it. "
-        "Both share one start and go on for 150 steps, so that they are near each other and their mean.",
+        "Both share one start and go on for 150 steps, so that they are near each other and their mean."
     )
     yield "- Arm and control have the same rate and steps, chosen so that the control learns; no arm has its own."
     yield "- No test split of the real sets was read: what is scored was held back from their training split."

@@ -210,7 +210,7 @@ def test_a_block_is_let_go_before_the_next_is_read(tmp_path):
             return values
 
     most, seen = [], tuple(Seen(m.label, m.folder, m.tensors.entries) for m in plan.models)
-    kept = [block for block in Reader(replace(plan, tensors=seen), [], 2 << 20).blocks(next(iter(plan.first.entries)))]
+    kept = list(Reader(replace(plan, tensors=seen), [], 2 << 20).blocks(next(iter(plan.first.entries))))
     assert len(held) == 8 and max(most) == 2 and len(kept) > 4
 
 
