@@ -192,7 +192,8 @@ def save(embedder: Embedder, folder: Path) -> Path:
             "`omni2vec.model.lora.merged(embedder)`, full weights of the same values"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(folder.name + ".partial")
+    # Hidden, since someone may well keep a model of theirs in `best.old` beside `best`.
+    aside, old = (folder.with_name(f".{folder.name}.{word}") for word in ("partial", "old"))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     if embedder.adapter is not None:
@@ -207,7 +208,6 @@ def save(embedder: Embedder, folder: Path) -> Path:
     (aside / RECORD).write_text(json.dumps(record(embedder), indent=2, ensure_ascii=False))
     save_file(own_state(embedder), aside / WEIGHTS)
     if folder.exists():
-        old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
         aside.rename(folder)

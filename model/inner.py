@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.types import DataError
+
 _OTHERS = ("visual", "vision", "audio", "tower", "image", "merger")  # words in the names of what is no language model
 
 
@@ -38,16 +40,16 @@ def blocks_of(model: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def check(layers: Sequence[int], blocks: int, model: nn.Module) -> None:
-    """Raises ValueError for a layer that is none between two blocks."""
+    """Raises DataError for a layer that is none between two blocks."""
     if layers and blocks < 2:
         found = "no list of blocks is found in it" if not blocks else "it has one block"
-        raise ValueError(
+        raise DataError(
             f"layer {layers[0]}: {type(model).__name__} has no inner layers: {found}; drop the objective on an inner "
             "layer, or train a language model"
         )
     for layer in layers:
         if not 0 < layer < blocks:
-            raise ValueError(
+            raise DataError(
                 f"layer {layer}: expected 1 to {blocks - 1}, what the first so many of the {blocks} blocks of "
                 f"{type(model).__name__} give; {blocks} is the last layer, which the embedder's own vectors come from"
             )
@@ -74,7 +76,7 @@ def _taking(found: dict[int, Tensor], layer: int) -> Any:
     def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(given, Tensor):
-            raise ValueError(f"layer {layer}: {type(module).__name__} is given no hidden states that can be taken")
+            raise DataError(f"layer {layer}: {type(module).__name__} is given no hidden states that can be taken")
         found[layer] = given
 
     return take
@@ -91,4 +93,4 @@ def rows(states: Tensor, lengths: Sequence[int]) -> Tensor:
     if states.ndim == 3 and states.shape[:2] == (len(lengths), max(lengths, default=0)):
         real = torch.arange(states.shape[1]) < torch.tensor(lengths)[:, None]
         return states[real.to(states.device)]
-    raise ValueError(f"an inner layer of shape {tuple(states.shape)}; expected the states of {total} tokens")
+    raise DataError(f"an inner layer of shape {tuple(states.shape)}; expected the states of {total} tokens")

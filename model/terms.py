@@ -12,6 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ..data.types import DataError
 from .types import Inputs
 
 # name -> (groups whose answers it takes, (logits, labels) -> (sum, count))
@@ -36,13 +37,13 @@ def of_answers(hidden: Tensor, inputs: Inputs, terms: LocalTerms, logits: Callab
 
 def of_states(hidden: Tensor, inputs: Inputs, terms: StateTerms, count: int) -> Sums:
     """hidden (T, width), at the last `count` tokens of each prompt, in float32 or more. Of Items that are really there:
-    not of dummies, nor of what could not be decoded. Raises ValueError where there are no embedding tokens."""
+    not of dummies, nor of what could not be decoded. Raises DataError where there are no embedding tokens."""
     ends = [start + prefix for start, prefix in zip(accumulate((0, *inputs.lengths)), inputs.prefix, strict=False)]
     real = [i for i in range(len(ends) - inputs.dummies) if i not in inputs.failed]
     out = {}
     for name, (groups, term) in terms.items():
         if not count:
-            raise ValueError(
+            raise DataError(
                 f"{name}: goes by the states of embedding tokens, and this embedder has none; give the stage "
                 "tokens=16, or call omni2vec.model.tokens.with_tokens(embedder, 16)"
             )

@@ -13,7 +13,9 @@ data: shards by kind (docs/your_data.md): train/retrieval/*, train/sts/* (scores
 has 28 retrieval rows and 32 pairs a GPU; `batch` and `pairs` are of all GPUs together, 8 by default. No run at that
 size is known, no score is promised. Unverified: how the fusion weighs tensors (the paper names it and its code has
 none; ours is by distance), and which checkpoints it fuses. The threshold 1.0 of the middle layer's pairs is the
-paper's; `least` is in the units of your labels.
+paper's; `least` is in the units of your labels. The paper ranks the 32 pairs of a GPU among themselves; here all of a
+step are ranked together. Steps stand in place of its four epochs, and a tenth of them for the graded pairs alone; both
+are ours.
 
 mini: the same graph on small public sets (docs/your_data.md), from random weights: two cores, minutes.
 """
@@ -114,9 +116,8 @@ def graph(
     pairs = stage("pairs", together, graded, sizes, sizes.more, seed)
     fused = Merge("fused", (together, pairs), rule=DeltaGuided(), base=base)
     scores = Evaluate("scores", fused, tests, baselines=(together, pairs))
-    return (
-        Release("release", fused, scores, title="CoDiEmb's recipe", base_model=base if isinstance(base, str) else ""),
-    )
+    hub = base if isinstance(base, str) and base.count("/") == 1 else ""
+    return (Release("release", fused, scores, title="CoDiEmb's recipe", base_model=hub),)
 
 
 def stage(name: str, model: Step | str, feeds: tuple[Feed, ...], sizes: Sizes, steps: int, seed: int) -> Stage:

@@ -11,11 +11,12 @@ likenesses that a larger embedder sees in the batch. In both later stages every 
 
 data: shards by kind (docs/your_data.md): train/weak/*, train/tasks/*, test/*. Negatives are mined here, by the model of
 the first stage, at ranks 50 to 100, from rows whose right answer is among the first 50. Hardware: 0.5 billion weights;
-the paper's first stage saw 470 million pairs, and one GPU of 80 GB takes weeks for them. No run at that size is
-known, no score is promised; the paper's are 67.47 (V2) and 69.33 (V2.5) on MTEB in English, 68.15 and 70.93 in Chinese.
+the paper's first stage saw 470 million pairs, and one GPU of 80 GB takes weeks for them. No run at that size is known,
+no score is promised; the paper's are 67.47 (V2) and 69.33 (V2.5) on MTEB in English, 68.15 and 70.93 in Chinese.
 Unverified: gamma of the focal loss (0.5 here), whether its weight and the mixed negatives carry a gradient (not the
-first, the second does), batch and steps of the stages. The published code holds neither focal loss, nor mixing, nor
-distillation: they are after the formulas.
+first, the second does), batch and steps of the stages, the rate of the first, and how sources share it (by size). Left
+out: the sampler of half-homogeneous batches, exemplars as labels of classes, and the paper's own prompt. The published
+code holds neither focal loss, nor mixing, nor distillation: they are after the formulas.
 
 mini: the same graph on small public sets (docs/your_data.md), from random weights, with a teacher twice as wide that is
 trained first: two cores, minutes.
@@ -58,6 +59,7 @@ class Sizes:
     temperature: float = 0.01
     count: int = 7
     rules: tuple[RankRange | Consistent | PercentOfPositive, ...] = (Consistent(50), RankRange(50, 100))
+    among: int = 200  # nearest documents that the rules choose from
     betas: tuple[float, float] = (0.9, 0.999)
     precision: Precision = "bf16"
 
@@ -77,8 +79,8 @@ def recipe(base: str = "", teacher: str = "", data: str = "", mini: bool = False
 
 def twin(data: str, seed: int) -> tuple[Step, ...]:
     """Sentences of equal meaning in two languages are the weak pairs; questions of equal intent the task. Negatives are
-    the nearest less than 0.9 times as like as the right answer: of 77 intents with 130 questions each, the first
-    hundred ranks are right answers that nobody labelled, but for the labels that are masked."""
+    the nearest of another intent that are less like than the right answer: cosines of so young a model lie too close
+    together for a share of them."""
     sets = small(data, ("sts_en", "sts_de", "banking_same"))
     english, german, same = sets.values()
     weak: tuple[Source, ...] = (AtLeast(english.train), AtLeast(german.train))
@@ -89,7 +91,8 @@ def twin(data: str, seed: int) -> tuple[Step, ...]:
         dims=(0, 64, 32, 16, 8),
         temperature=0.05,
         count=3,
-        rules=(PercentOfPositive(0.9),),
+        rules=(PercentOfPositive(1.0),),
+        among=500,
         betas=(0.9, 0.98),
         precision="fp32",
     )
@@ -112,7 +115,8 @@ def graph(
     paired = tuple(Feed(s) for s in weak)
     first = stage("weak", base, paired, (InfoNCE(),), sizes, 0, seed)
     mined = tuple(
-        Mine(f"mined_{i}", first, s, rules=sizes.rules, count=sizes.count, seed=seed) for i, s in enumerate(tasks)
+        Mine(f"mined_{i}", first, s, rules=sizes.rules, count=sizes.count, among=sizes.among, seed=seed)
+        for i, s in enumerate(tasks)
     )
     rows = tuple(Shards(m, name=s.name) for m, s in zip(mined, tasks, strict=True))
     hard = tuple(Feed(s, negatives=sizes.count) for s in rows)

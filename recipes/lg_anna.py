@@ -4,19 +4,20 @@
     omni2vec run recipes/lg_anna.py base=mistralai/Mistral-7B-v0.1 judge=BAAI/bge-reranker-v2-m3 data=shards
 
 A causal language model, its last token the vector, its queries behind demonstrations and an instruction. It begins with
-graded pairs. Then candidates are found by words and by vectors together (ranks fused), a cross-encoder scores
-them, negatives stay where they are clearly less like the query than the right answer, and the model learns both
-the right answer and the cross-encoder's whole list.
+graded pairs. Then candidates are found by words and by vectors together (ranks fused), a cross-encoder scores them,
+negatives stay where they are clearly less like the query than the right answer, and the model learns both the right
+answer and the cross-encoder's whole list.
 
 data: shards by kind (docs/your_data.md): train/sts/* (scores "label"), train/retrieval/*, test/*. Hardware: 7 billion
 weights with low-rank adapters: one GPU of 80 GB or several. No run at that size is known, no score is promised; the
 paper's is 74.1 on MTEB (English, v2). Unverified: the soft-label loss, which the paper does not write down (a
-divergence over each query's candidates, here), temperatures, ranks of the adapters, steps and rates. The paper's words
-have the margin the wrong way round; here a negative stays where s(q, n) < 0.95 s(q, p). Demonstrations in the prompt
-cost the paper's own model a point when it was scored; `shots=0` trains without.
+divergence over each query's candidates, here), temperatures, ranks of the adapters, steps and rates, the loss of the
+graded pairs (CoSENT), seven negatives of 200 candidates, and how many demonstrations there are. The paper's words have
+the margin the wrong way round; here a negative stays where s(q, n) < 0.95 s(q, p). Demonstrations in the prompt cost
+the paper's own model a point when it was scored; `shots=0` trains without.
 
-mini: the same graph on small public sets (docs/your_data.md), from random weights; the judge is a model of the
-same size that is first trained to say yes or no: two cores, minutes.
+mini: the same graph on small public sets (docs/your_data.md), from random weights; the judge is a model of the same
+size that is first trained to say yes or no: two cores, minutes.
 """
 
 from dataclasses import dataclass, field

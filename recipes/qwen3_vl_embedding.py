@@ -3,18 +3,19 @@
     omni2vec run recipes/qwen3_vl_embedding.py mini=true data=PATH/TO/SETS                 # on small sets, in minutes
     omni2vec run recipes/qwen3_vl_embedding.py base=Qwen/Qwen3-VL-2B-Instruct judge=RERANKER data=shards
 
-A causal model with low-rank adapters, its last token the vector. First pairs in great number, with a denominator of
-all the batch (queries against queries and documents against documents too) and false negatives masked by a margin. Then
-fewer, better rows by kind: mined negatives for searching, without the two extra terms; CoSENT for graded pairs;
-for classes the wrong labels that are given, and no other row's. Then a reranker's scores of each query's
-candidates. The second and third stage pull apart (searching against classes), and the weights between them are taken.
-Prefixes of the vector are trained throughout, and int8 from the second stage on.
+A causal model with low-rank adapters, its last token the vector. First pairs in great number, with a denominator of all
+the batch (queries against queries and documents against documents too) and false negatives masked by a margin. Then
+fewer, better rows by kind: mined negatives for searching, without the two extra terms; CoSENT for graded pairs; for
+classes the wrong labels that are given, and no other row's. Then a reranker's scores of each query's candidates. The
+second and third stage pull apart (searching against classes), and the weights between them are taken. Prefixes of the
+vector are trained throughout, and int8 from the second stage on, but for graded pairs.
 
 data: shards by kind (docs/your_data.md): train/pairs/*, train/retrieval/*, train/sts/* (scores "label"),
 train/classes/* (wrong labels as negatives), test/*. Hardware: 2 billion weights with adapters, batches of thousands: 8
 GPUs of 80 GB. No run at that size is known, no score is promised; the report's on MMEB-V2 after each stage are 66.6,
 72.1, 71.5, and 73.2 merged. Unverified: rates, batches, steps, ranks, the weight of the merge and its rule (slerp
-here), the temperature, and when binary codes are trained (not here: Quantised(bits=1) would).
+here), all temperatures, equal weights of the prefixes, the thresholds of mining (positives above 0.1, negatives below
+the mean positive), and when binary codes are trained (not here: Quantised(bits=1) would).
 
 mini: the same graph on small public sets (docs/your_data.md), from random weights; the judge is a model of the same
 size that is first trained to say yes or no: two cores, minutes.
@@ -64,7 +65,11 @@ class Sizes:
     count: int = 7
     taught: int = 100_000  # rows of a source whose candidates are scored
     lora: Lora | None = field(default_factory=lambda: Lora(rank=32, alpha=64.0))
-    limits: Limits | None = None
+    limits: Limits | None = field(  # the report's: 1,280 tokens a picture, 64 frames and 4,500 tokens a clip
+        default_factory=lambda: Limits(
+            max_tokens=8192, max_pixels=1280 * 32 * 32, max_frames=64, fps=1.0, max_video_pixels=4500 * 32 * 32 // 32
+        )
+    )
     betas: tuple[float, float] = (0.9, 0.999)
     precision: Precision = "bf16"
     workers: int = 4

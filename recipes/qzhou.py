@@ -12,7 +12,8 @@ test/*, with hard negatives where you have them. The paper's own data were rewri
 which is no part of this. Hardware: 7 billion weights in bf16, all of them trained: 8 GPUs of 80 GB with
 train_all.zero=... (docs/ranks.md). No run at that size is known, no score is promised; the paper's is 75.97 on MTEB
 (English, v2), second-hand. Unverified: the numbers of its table, whose columns are shifted in the text that could be
-read: 32,000 and 8,000 steps, rates of 3e-5 and 2e-5, batches of 256 and of 768 pairs, temperature 0.02.
+read: 32,000 and 8,000 steps, rates of 3e-5 and 2e-5, batches of 256 and of 768 pairs, a warm-up of 300, temperature
+0.02. Seven negatives a row and AdamW are ours, and queries are not cut at 256 tokens.
 
 mini: the same graph on small public sets (docs/your_data.md), from random weights: two cores, minutes.
 """

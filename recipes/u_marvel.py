@@ -5,16 +5,18 @@
 
 Attention goes both ways, the mean of all but the instruction is the vector, the temperature is learned through all
 stages, the vision tower stays as it is. Sentences in one direction of the loss, then captions and pictures in both,
-then every task; then the model's own nearest documents below a cosine of 0.7 as negatives, the first five of a
-hundred; at last a tenth of the queries once more, with a reranker's scores of the nearest candidates, unfiltered, on
-top of the model's own.
+then every task; then the model's own nearest documents below a cosine of 0.7 as negatives, the first five of a hundred;
+at last some of the queries once more (the paper: a tenth), with a reranker's scores of the nearest candidates,
+unfiltered, on top of the model's own.
 
 data: shards by kind (docs/your_data.md): train/text/* (the paper: NLI), train/captions/* (CC3M), train/tasks/*
 (M-BEIR), test/*. judge: a vision-language model that says yes or no to a query and a candidate. Hardware: the paper has
 64 GPUs, 60 rows each; adapters of rank 128 on 7 billion weights. No run at that size is known, no score is promised;
-the paper's is 63.2 on M-BEIR, local pools. Unverified: steps, and the rates of the first two stages (4e-4, 1.5e-5 and
-1e-5 are given for tasks, hard negatives and distillation). Not as in the published code: negatives are filtered (the
-code's loader takes the first five unfiltered), in a fixed order, and the temperature is learned as a logarithm.
+the paper's is 63.2 on M-BEIR, local pools. Unverified: steps, the batches of all stages but the third, the rates of the
+first two (4e-4, 1.5e-5 and 1e-5 are given for tasks, hard negatives and distillation), 50 candidates of at most 100,000
+rows a task for the reranker, both directions of the loss on tasks, and class masks, which are ours. Not as in the
+published code: negatives are filtered (the code's loader takes the first five unfiltered), in a fixed order, and the
+temperature is learned as a logarithm.
 
 mini: the same graph on small public sets (docs/your_data.md), from random weights; the judge is a model of the same
 size that is first trained to say yes or no: two cores, minutes.

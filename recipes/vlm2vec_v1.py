@@ -9,10 +9,10 @@ vector. At most 50,000 rows of a set are used. The original wording of the instr
 (version="original" of the converter).
 
 data: a snapshot of TIGER-Lab/MMEB-train with its pictures unpacked, or shards of it (docs/your_data.md). Hardware: the
-paper trained on 8 GPUs of 80 GB; the step is cached, so fewer give the same batches. No run of this recipe on the
-whole set is known yet: no score is promised. The paper's own on MMEB's 36 tasks: 60.1 with Phi-3.5-V; reports of a 2
-billion Qwen2-VL vary from 59.3 to 60.1. Unverified here: the adapters' learning rate (2e-5) and the warm-up, which the
-public scripts and the paper do not give alike.
+paper trained on 8 GPUs of 80 GB; the step is cached, so fewer give the same batches. No run of this recipe on the whole
+set is known yet: no score is promised. The paper's own on MMEB's 36 tasks: 60.1 with Phi-3.5-V; reports of a 2 billion
+Qwen2-VL vary from 59.3 to 60.1. Unverified here: the adapters' learning rate (2e-5) and the warm-up, which the public
+scripts and the paper do not give alike.
 
 mini: the same graph on the pictures of small public sets (docs/your_data.md), from random weights: two cores, minutes.
 """

@@ -7,9 +7,10 @@
 
 data: a snapshot of TIGER-Lab/MMEB-train with its pictures unpacked, which is converted first (docs/your_data.md), or a
 folder of shards that `omni2vec pack MMEB-train shards --set mmeb_train` made. Hardware: the paper trained on 8 GPUs of
-80 GB; the step is cached, so one GPU gives the same batches and takes eight times as long. No run of this recipe on
-the whole set is known yet, so no score is promised; the paper's own, with video and visual documents in the mix, is
-64.9 on MMEB's 36 image tasks. Those two kinds are not in this mix: their training sets have no converter here.
+80 GB; the step is cached, so one GPU gives the same batches and takes eight times as long. No run of this recipe on the
+whole set is known yet, so no score is promised; the paper's own, with video and visual documents in the mix, is 64.9 on
+MMEB's 36 image tasks. Those two kinds are not in this mix: their training sets have no converter here. Unverified: rate
+and warm-up, which are as the public training script had them when the mix below was read.
 
 mini: the same graph on the pictures of small public sets (docs/your_data.md), from random weights: two cores, minutes.
 """

@@ -45,7 +45,7 @@ class CrossEncoder:
         return {f"judge {self.model}": digest_of_folder(self.model)} if isinstance(self.model, str) else {}
 
     def open(self, where: Where) -> _Loaded:
-        """Raises ValueError for a model of another number of outputs, or without the head that makes them."""
+        """Raises DataError for a model of another number of outputs, or without the head that makes them."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from ..model.checkpoint import digest_of_folder
@@ -56,12 +56,12 @@ class CrossEncoder:
             folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
         if missing := sorted(found["missing_keys"]):  # transformers draws them at random, with a warning
-            raise ValueError(
+            raise DataError(
                 f"{folder}: has no {missing[0]} (of {len(missing)} tensors that a judge needs), so its scores would be "
                 "random; give a reranker, not an embedder or a language model"
             )
         if model.config.num_labels not in (1, 2):
-            raise ValueError(
+            raise DataError(
                 f"{folder}: {model.config.num_labels} outputs; a judge has one, or two of which the second says yes"
             )
         tokenizer = AutoTokenizer.from_pretrained(folder)

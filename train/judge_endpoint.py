@@ -81,14 +81,14 @@ class Endpoint:
         return {}
 
     def open(self, where: Where) -> _Asking:
-        """Raises ValueError where the key's variable is not set."""
+        """Raises DataError where the key's variable is not set."""
         secret = os.environ.get(self.key, "").strip() if self.key else ""
         if self.key and not secret:
-            raise ValueError(
+            raise DataError(
                 f"Endpoint: the environment variable {self.key!r} is not set; put the key of {self.url} in it"
             )
         if not (secret.isascii() and secret.isprintable()):  # http.client would print it in its error
-            raise ValueError(f"Endpoint: the key in {self.key!r} has characters that no header may hold; set it anew")
+            raise DataError(f"Endpoint: the key in {self.key!r} has characters that no header may hold; set it anew")
         words = (self.question, self.yes, self.no, self.log_odds, self.top, self.max_pixels)
         return _Asking(self, secret, digest("endpoint", unsigned(self.url), self.model, repr(words)))
 

@@ -53,12 +53,12 @@ class YesNo:
         return {f"judge {self.model}": digest_of_folder(self.model)} if isinstance(self.model, str) else {}
 
     def open(self, where: Where) -> _Loaded:
-        """Raises ValueError for a model that sees its answer, or has no language-model head."""
+        """Raises DataError for a model that sees its answer, or has no language-model head."""
         embedder = Embedder.load(
             self.model if isinstance(self.model, str) else where(self.model), device=self.device or None
         )
         if embedder.settings.attention == "bidirectional":
-            raise ValueError(
+            raise DataError(
                 f"YesNo: {self.model} attends both ways, and would see its answer; take a causal model, or "
                 "attention='prefix'"
             )

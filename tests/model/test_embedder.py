@@ -93,6 +93,16 @@ def test_an_audio_part_names_the_input_and_the_reason(embedder, tmp_path):
         embedder.encode([{"audio": buffer.getvalue()}])
 
 
+def test_saving_leaves_folders_of_others_beside_it_alone(embedder, tmp_path):
+    for name in ("m.old", "m.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    embedder.save(tmp_path / "m")
+    embedder.save(tmp_path / "m")  # over the first
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "m.old", "m.partial"]
+    assert (tmp_path / "m.old" / "mine").exists() and (tmp_path / "m.partial" / "mine").exists()
+
+
 def test_save_and_load_give_the_same_vectors_settings_and_digest(embedder, tmp_path):
     settings = replace(
         embedder.settings, scale=Learned(init=12.0), dim=16, matryoshka=(16, 32), projection=32, pooling="mean"

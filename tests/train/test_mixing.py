@@ -17,7 +17,7 @@ from omni2vec.train.objectives.infonce import InfoNCE
 from omni2vec.train.objectives.masked import Masked
 from omni2vec.train.objectives.mixing import Kind, Mixing
 from omni2vec.train.objectives.soft_label import SoftLabel
-from omni2vec.train.objectives.types import Contrastive, NoScoreError, SumCount
+from omni2vec.train.objectives.types import Contrastive, SumCount
 from torch import Tensor
 
 from .rows import mixed, row, vectors
@@ -271,8 +271,8 @@ def test_a_teacher_scores_no_mixture_and_its_objective_says_so() -> None:
     relation.scores["label"] = torch.rand(len(relation.owner))  # type: ignore[index]
     q, d, s = vectors(relation)
     assert SoftLabel(score="label").contrast(q, d, relation, s, CLOCK).sum.isfinite()
-    with pytest.raises(NoScoreError, match="no score 'label'"):
-        Mixing(SoftLabel(score="label")).contrast(q, d, relation, s, CLOCK)
+    with pytest.raises(ValueError, match="a mixture has none"):
+        Mixing(SoftLabel(score="label"))
 
 
 def test_opposite_parents_give_finite_numbers() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...data import counter
 from ...data.relation import Relation
 from ...data.schedules import Schedule
-from ...data.types import Clock
+from ...data.types import Clock, DataError
 from ...model.codes import step_at
 from ..gather import Group
 from . import wrapped
@@ -53,7 +53,7 @@ class Matryoshka:
         return wrapped.stepped(self.of)
 
     def contrast(self, query: Tensor, docs: Tensor, relation: Relation, scale: Tensor, clock: Clock) -> SumCount:
-        """As Contrastive.contrast; raises ValueError for dims beyond D."""
+        """As Contrastive.contrast; raises DataError for dims beyond D."""
         full = query.shape[1]
         return wrapped.added(
             [
@@ -91,7 +91,7 @@ class Matryoshka:
 
     def _drawn(self, full: int, clock: Clock) -> Iterator[tuple[float, int]]:
         if max(self.dims) > full:
-            raise ValueError(f"Matryoshka: dims={self.dims} of vectors of {full} dimensions; expected {full} or fewer")
+            raise DataError(f"Matryoshka: dims={self.dims} of vectors of {full} dimensions; expected {full} or fewer")
         count = self.random or len(self.dims)
         for i in counter.choose(len(self.dims), count, "matryoshka", clock.seed, clock.step):
             yield self.weights[i] * len(self.dims) / count, self.dims[i] or full

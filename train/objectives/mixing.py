@@ -22,6 +22,7 @@ from ...data.types import Clock
 from ..gather import Group, bring
 from . import wrapped
 from .negatives import Negatives
+from .soft_label import SoftLabel
 from .types import Graded, SumCount
 from .wrapped import Inner
 
@@ -54,6 +55,11 @@ class Mixing:
 
     def __post_init__(self) -> None:
         wrapped.checked("Mixing", self.of)
+        inner: object = self.of
+        while inner is not None:
+            if isinstance(inner, SoftLabel):
+                raise ValueError("Mixing: SoftLabel goes by scores, and a mixture has none; name it beside, not inside")
+            inner = getattr(inner, "of", None)
         if self.kind not in get_args(Kind):
             raise ValueError(f"Mixing: kind={self.kind!r}; expected one of {', '.join(get_args(Kind))}")
         if self.count < 1:

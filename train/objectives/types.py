@@ -36,10 +36,10 @@ class NoScoreError(ValueError):
 
 def scores_of(relation: Relation, name: str, docs: Tensor) -> Tensor:
     """The scores `name` of the documents `docs` (n,) of the Relation, (n,) float32. Raises NoScoreError for the first
-    row that lacks one."""
+    row that lacks one, or has one that is infinite."""
     given = relation.scores.get(name)
     found = torch.full(docs.shape, torch.nan, device=docs.device) if given is None else given[docs]
-    missing = found.isnan()
+    missing = ~found.isfinite()
     if missing.any():
         row = int(relation.owner[docs[missing][0]])
         raise NoScoreError(
