@@ -1,6 +1,7 @@
 """Every recipe is a whole run: loaded, walked and checked without making anything; the fine-tuning one is run."""
 
 import io
+import json
 import os
 from dataclasses import replace
 from itertools import pairwise
@@ -17,6 +18,7 @@ from omni2vec.data.weights import weights_of
 from omni2vec.eval.stored import load as report_of
 from omni2vec.launch.load import load
 from omni2vec.launch.plan import plan
+from omni2vec.launch.record import read, write
 from omni2vec.launch.run import run
 from omni2vec.train.stage import Stage
 from rich.console import Console
@@ -121,6 +123,9 @@ def test_a_paper_s_recipe_is_one_graph_at_its_own_size_and_in_miniature(name, tm
     mini = [s.name for s in load(RECIPES / f"{name}.py", ["mini=true", "data=sets"]).steps if isinstance(s, Stage)]
     assert tuple(full) == stages
     assert [s for s in mini if s not in ("teacher", "judge")] == full
+    for given in (words, ["mini=true", "data=sets"]):
+        made = load(RECIPES / f"{name}.py", given)
+        assert read(json.loads(json.dumps(write(made)))).last == made.last
 
 
 def test_vlm2vec_s_recipes_say_what_is_needed(data):
