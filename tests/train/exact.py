@@ -89,7 +89,7 @@ CASES = (
         model="tokens",
         rows="graded",
         budget=220,
-        engines=("local", "zero 3"),
+        engines=("zero 3",),
     ),
     Case("VLM, bf16 autocast", model="qwen3_vl", rows="pictures", budget=220, precision="bf16", engines=("zero 2",)),
 )

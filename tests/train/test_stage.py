@@ -86,7 +86,11 @@ def whole(folder, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("variant", "weights"),
-    [("lora", "adapter_model"), ("adaptive", "model"), pytest.param("best", "model", marks=pytest.mark.slow)],
+    [
+        ("lora", "adapter_model"),
+        pytest.param("adaptive", "model", marks=pytest.mark.slow),  # test_elastic.py kills one with adaptive shares
+        pytest.param("best", "model", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_stage_resumes_to_the_same_weights_to_the_bit(folder, whole, tmp_path, variant, weights):
     cut = tmp_path / "cut"
