@@ -113,7 +113,7 @@ def cached_step(
     as much of what frozen towers gave; the rest is read, and seen, again. watch: times the sections by name. count:
     FLOPs of a chunk. plain: a chunk that is run again keeps all of its graph, without checkpointing: a forward less,
     where that fits. scale: of the logits, instead of the embedder's. Raises NoMemoryError on all ranks where one has
-    run out of it.
+    run out of it, DataError naming the row that lacks a score.
     """
     local, group = local_terms(bounds), engine.group
     wanted = Wanted.of(bounds, engine.embedder)
