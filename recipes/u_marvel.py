@@ -103,7 +103,7 @@ def twin(data: str, seed: int) -> tuple[Step, ...]:
     sizes = Sizes(
         steps=(40, 120, 160, 80, 40),
         batch=(32, 32, 32, 24, 24),
-        lr=(5e-4, 7e-4, 7e-4, 3e-4, 2e-4),
+        lr=(5e-4, 7e-4, 7e-4, 1e-4, 2e-5),
         rules=(PercentOfPositive(1.0),),
         among=1000,
         taught=100,
