@@ -93,3 +93,10 @@ def test_what_another_step_made_is_opened_wherever_it_stands(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"12345")
     found = opened(Wrapped(Wrapped(Closed())), lambda _: tmp_path / "file")
     assert found == Wrapped(Wrapped(InfoNCE(weight=5)))
+
+
+def test_an_infinite_label_is_named_too():
+    source = rows()
+    labelled = [replace(r, scores={"label": (math.inf,) * len(r.positives)}) for r in source.rows]
+    with pytest.raises(DataError, match=r"^toy/0/\d+: an infinite score 'label'"):
+        stepped(embedder(), (Gap(),), source=replace(source, rows=tuple(labelled)))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...data.relation import Relation
 from ...data.schedules import Schedule
 from ...data.types import Clock
-from .types import NoScoreError, SumCount, scores_of
+from .types import SumCount, scores_of
 
 Kind = Literal["kl", "ce", "symmetric", "js"]
 _ROWS = 1 << 16  # documents whose products with their queries are made at a time
@@ -64,7 +64,7 @@ class SoftLabel:
         dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         owner, index = _several(relation.owner, len(query))
         with torch.autocast(query.device.type, enabled=False):
-            score = self._scores(relation, index).to(dtype)
+            score = scores_of(relation, self.score, index).to(dtype)
             cosine = own_cosines(query.to(dtype), docs.to(dtype), relation.owner)[index]
             scale = (
                 scale.to(dtype)
@@ -80,13 +80,6 @@ class SoftLabel:
             lengths = torch.unique_consecutive(owner, return_counts=True)[1]
             p, q = log_softmax(teacher, lengths), log_softmax(scale * cosine, lengths)
             return SumCount(divergence(p, q, self.kind), len(lengths))
-
-    def _scores(self, relation: Relation, index: Tensor) -> Tensor:
-        score = scores_of(relation, self.score, index)
-        if bad := score.isinf().nonzero().squeeze(1).tolist():
-            row = int(relation.owner[index[bad[0]]])
-            raise NoScoreError(row, f"an infinite score {self.score!r}; expected finite ones, such as logits")
-        return score
 
     def _teacher(self, score: Tensor, cosine: Tensor, scale: Tensor) -> Tensor:
         """The teacher's logits. cosine and scale without gradient."""

@@ -39,9 +39,11 @@ def scores_of(relation: Relation, name: str, docs: Tensor) -> Tensor:
     row that lacks one, or has one that is infinite."""
     given = relation.scores.get(name)
     found = torch.full(docs.shape, torch.nan, device=docs.device) if given is None else given[docs]
-    missing = ~found.isfinite()
-    if missing.any():
-        row = int(relation.owner[docs[missing][0]])
+    bad = ~found.isfinite()
+    if bad.any():
+        row = int(relation.owner[docs[bad][0]])
+        if not found[bad][0].isnan():
+            raise NoScoreError(row, f"an infinite score {name!r}; expected finite ones, such as logits")
         raise NoScoreError(
             row,
             f"no score {name!r} for each of its answers, which the objective goes by; give the row scores"
