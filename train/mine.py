@@ -60,7 +60,7 @@ class Mine:
     among: int = 200
     how: Exact | Approximate = field(default_factory=Exact)
     fused: Fused | None = None
-    sample: Sample = field(default_factory=Hardest)
+    sample: Sample | Aggregated = field(default_factory=Hardest)
     score: str = "mined"
     keep: bool = False
     labels: bool = True

@@ -198,7 +198,7 @@ class Choice:
 
     miner: Miner
     count: int
-    sample: Sample
+    sample: Sample | Aggregated
     score: str
     keep: bool
     empty: str

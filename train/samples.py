@@ -71,9 +71,6 @@ class Aggregated:
         at = self.clusters
         return {f"clusters {at}": digest_of(Path(at))} if isinstance(at, str) else {}
 
-    def pick(self, left: Longs, count: int, seed: int, row: int) -> Longs:
-        raise NotImplementedError("drawn by `pooled`, from all rows of a cluster")
-
 
 def pooled(pool: Longs, times: Longs, barred: Longs, count: int, seed: int, row: int) -> Longs:
     """At most `count` candidates of `pool`, none of `barred`, without putting back, Pr(j) in proportion to times[j].
